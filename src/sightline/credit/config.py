@@ -18,11 +18,13 @@ class CreditConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     how: Baseline = Field(
-        "grpo", description="baseline and scale: grpo, dr_grpo (no deviation) or rloo (leave-one-out)"
+        default="grpo", description="baseline and scale: grpo, dr_grpo (no deviation) or rloo (leave-one-out)"
     )
-    eps: float = Field(1e-6, ge=0, description="added to the deviation of the rewards (grpo only)")
-    ddof: int = Field(1, ge=0, le=1, description="1: unbiased deviation, n - 1; 0: biased, n")
-    mask_flat: bool = Field(False, description="take groups of equal rewards out of the loss and its denominators")
+    eps: float = Field(default=1e-6, ge=0, description="added to the deviation of the rewards (grpo only)")
+    ddof: int = Field(default=1, ge=0, le=1, description="1: unbiased deviation, n - 1; 0: biased, n")
+    mask_flat: bool = Field(
+        default=False, description="take groups of equal rewards out of the loss and its denominators"
+    )
 
 
 class ObjectiveConfig(BaseModel):
@@ -33,16 +35,20 @@ class ObjectiveConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    clip_low: float = Field(0.2, ge=0, lt=1, description="epsilon low: ratios below 1 - clip_low stop pushing down")
-    clip_high: float = Field(0.28, ge=0, description="epsilon high: ratios above 1 + clip_high stop pushing up")
-    dual_clip: float | None = Field(3.0, gt=1, description="c: bound on the ratio where the advantage is negative")
-    log_ratio_clamp: float = Field(20.0, gt=0, description="bound on |log ratio|, nats")
-    kl: float = Field(0.0, ge=0, description="beta: weight of the k3 estimate of KL(policy || reference)")
-    kl_clamp: float = Field(10.0, gt=0, description="bound on the k3 estimate of one token, nats")
-    ratio: Literal["token", "sequence"] = Field(
-        "token", description="importance ratio of a token, or GSPO's of a Rollout"
+    clip_low: float = Field(
+        default=0.2, ge=0, lt=1, description="epsilon low: ratios below 1 - clip_low stop pushing down"
     )
-    normalisation: Normalisation = Field("token", description="mean over tokens, over sequences, or by stream")
+    clip_high: float = Field(default=0.28, ge=0, description="epsilon high: ratios above 1 + clip_high stop pushing up")
+    dual_clip: float | None = Field(
+        default=3.0, gt=1, description="c: bound on the ratio where the advantage is negative"
+    )
+    log_ratio_clamp: float = Field(default=20.0, gt=0, description="bound on |log ratio|, nats")
+    kl: float = Field(default=0.0, ge=0, description="beta: weight of the k3 estimate of KL(policy || reference)")
+    kl_clamp: float = Field(default=10.0, gt=0, description="bound on the k3 estimate of one token, nats")
+    ratio: Literal["token", "sequence"] = Field(
+        default="token", description="importance ratio of a token, or GSPO's of a Rollout"
+    )
+    normalisation: Normalisation = Field(default="token", description="mean over tokens, over sequences, or by stream")
 
     @model_validator(mode="before")
     @classmethod
