@@ -12,6 +12,11 @@ from sightline.archive import Archive, ArchiveConfig, read_archive, record_key
 from sightline.errors import UserError
 from sightline.types import Box, ImageRef, Record, Reference, Size
 
+COUNTED = (
+    '{"schema": 1, "step": 0, "references": [%s], '
+    '"counts": {"offered": 0, "added": 0, "replaced": 0, "reads": 0, "hits": 0, "age": 0}}'
+)
+
 
 def reference(key: str = "k", *rank: float, text: str = "t", step: int = 0) -> Reference:
     return Reference(
@@ -82,10 +87,14 @@ def test_stats_count_the_present_step() -> None:
     archive.offer(reference("b", 1.0, 0.3, step=4))
     archive.offer(reference("b", 1.0, 0.9, step=4))
     archive.offer(reference("b", 1.0, 0.8, step=4))
-    stats = archive.stats()
-    assert stats == {"size": 2, "offered": 3, "added": 1, "replaced": 1, "mean_age": 2.0, "mean_box": 0.5}
+    assert [archive.read(key) is not None for key in "abxy"] == [True, True, False, False]
+    counted = {"offered": 3, "added": 1, "replaced": 1, "size": 2, "hits": 0.5, "age": 2.0, "mean_box": 0.5}
+    assert archive.stats() == counted
     assert [r.key for r in archive.of_step(4)] == ["b"]
-    assert Archive().stats() == {"size": 0, "offered": 0, "added": 0, "replaced": 0}
+    archive.advance(4)
+    assert archive.stats() == counted
+    archive.advance(5)
+    assert archive.stats() == {"offered": 0, "added": 0, "replaced": 0, "size": 2, "mean_box": 0.5}
 
 
 def test_resumed_archive_equals_the_uninterrupted_one(tmp_path) -> None:
@@ -132,8 +141,13 @@ def test_export_writes_one_line_per_reference(tmp_path) -> None:
         ("[]", "schema version 'list'"),
         ('{"schema": 9}', "schema version 9"),
         ('{"schema": 1}', "broken archive"),
-        ('{"schema": 1, "step": 0, "counts": [0,0,0], "references": [{"key": 3}]}', "broken archive"),
-        ('{"schema": 1, "step": 0, "counts": [0,0,0], "references": [{"key": "a"}]}', "broken archive"),
+        (COUNTED % '{"key": 3}', "broken archive"),
+        (COUNTED % '{"key": 3, "text": "t"}', "must be strings"),
+        (COUNTED % '{"key": "a"}', "'text'"),
+        (
+            COUNTED % '{"key": "a", "text": "t", "boxes": [[1, 2]], "rank": [], "scores": {}, "step": 0}',
+            "broken archive",
+        ),
     ],
 )
 def test_broken_files_say_where(tmp_path, content, said) -> None:

@@ -21,6 +21,7 @@ from sightline.types import Box, Record, Reference
 __all__ = ["Archive", "ArchiveConfig", "read_archive", "record_key", "reference_row"]
 
 SCHEMA = 1
+_COUNTS = ("offered", "added", "replaced", "reads", "hits", "age")
 
 
 class ArchiveConfig(BaseModel):
@@ -77,7 +78,7 @@ class Archive:
         self.config = config or ArchiveConfig()
         self.step = 0
         self._references: dict[str, Reference] = {}
-        self._offered = self._added = self._replaced = 0
+        self._counts = dict.fromkeys(_COUNTS, 0)
 
     def __len__(self) -> int:
         return sum(not self._is_expired(reference) for reference in self._references.values())
@@ -86,21 +87,29 @@ class Archive:
         """Moves to `step`: the age of a reference counts from here, and the counters of the step start at zero."""
         if step != self.step:
             self.step = step
-            self._offered = self._added = self._replaced = 0
+            self._counts = dict.fromkeys(_COUNTS, 0)
 
     def get(self, key: str) -> Reference | None:
         """The reference of a Record, None if there is none that has not expired."""
         reference = self._references.get(key)
         return None if reference is None or self._is_expired(reference) else reference
 
+    def read(self, key: str) -> Reference | None:
+        """As `get`, and counted in the statistics of the step: scoring reads a Record's reference once."""
+        reference = self.get(key)
+        self._counts["reads"] += 1
+        if reference is not None:
+            self._counts["hits"] += 1
+            self._counts["age"] += self.step - reference.step
+        return reference
+
     def offer(self, reference: Reference) -> bool:
         """Keeps a candidate if it is better than what is there; says whether it was kept."""
-        self._offered += 1
+        self._counts["offered"] += 1
         present = self.get(reference.key)
         if present is not None and not reference.rank > present.rank:
             return False
-        self._added += present is None
-        self._replaced += present is not None
+        self._counts["added" if present is None else "replaced"] += 1
         self._references[reference.key] = reference
         return True
 
@@ -113,16 +122,18 @@ class Archive:
         return tuple(reference for reference in self._references.values() if not self._is_expired(reference))
 
     def stats(self) -> dict[str, float]:
-        """Size, mean age in steps, mean of each stored score, and what was offered and kept in the present step."""
-        held = self.references()
-        stats = {
-            "size": float(len(held)),
-            "offered": float(self._offered),
-            "added": float(self._added),
-            "replaced": float(self._replaced),
-        }
-        if held:
-            stats["mean_age"] = sum(self.step - reference.step for reference in held) / len(held)
+        """What the present step did, and what is held.
+
+        `offered`, `added`, `replaced` count candidates; `hits` is the share of reads that found a reference and `age`
+        its mean age in steps; `size` and `mean_<score>` describe the references held.
+        """
+        held, counts = self.references(), self._counts
+        stats = {name: float(counts[name]) for name in ("offered", "added", "replaced")}
+        stats["size"] = float(len(held))
+        if counts["reads"]:
+            stats["hits"] = counts["hits"] / counts["reads"]
+        if counts["hits"]:
+            stats["age"] = counts["age"] / counts["hits"]
         for name in dict.fromkeys(name for reference in held for name in reference.scores):
             values = [reference.scores[name] for reference in held if name in reference.scores]
             stats[f"mean_{name}"] = sum(values) / len(values)
@@ -133,7 +144,7 @@ class Archive:
         return {
             "schema": SCHEMA,
             "step": self.step,
-            "counts": [self._offered, self._added, self._replaced],
+            "counts": dict(self._counts),
             "references": [reference_row(reference) for reference in self._references.values()],
         }
 
@@ -151,11 +162,11 @@ class Archive:
                 hint="resume with the version that saved it",
             )
         try:
-            step, (offered, added, replaced) = int(state["step"]), map(int, state["counts"])
+            step, counts = int(state["step"]), {name: int(state["counts"][name]) for name in _COUNTS}
             references = [_reference(row) for row in state["references"]]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"broken archive: {error!r}", where=where) from error
-        self.step, self._offered, self._added, self._replaced = step, offered, added, replaced
+        self.step, self._counts = step, counts
         self._references = {reference.key: reference for reference in references}
 
     def save(self, path: str | Path) -> None:
