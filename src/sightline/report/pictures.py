@@ -1,0 +1,42 @@
+"""Pictures inside a page: a thumbnail as a data URI, re-encoded only as far as a budget of bytes asks for."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+__all__ = ["data_uri"]
+
+_ATTEMPTS = ((640, 85), (480, 80), (360, 75), (256, 65), (160, 55))
+
+
+def data_uri(path: Path, budget: int) -> str | None:
+    """The picture as a data URI: the PNG itself if it fits into `budget` bytes, else the best JPEG that does.
+
+    The smallest attempt is taken even if it does not fit; None if the file is no picture.
+    """
+    data = path.read_bytes()
+    if len(data) <= budget:
+        return "data:image/png;base64," + base64.b64encode(data).decode("ascii")
+    data = _smaller(data, budget)
+    return None if data is None else "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")
+
+
+def _smaller(data: bytes, budget: int) -> bytes | None:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        picture = Image.open(io.BytesIO(data)).convert("RGB")
+    except (UnidentifiedImageError, OSError):
+        return None
+    best = b""
+    for side, quality in _ATTEMPTS:
+        small = picture.copy()
+        small.thumbnail((side, side))
+        buffer = io.BytesIO()
+        small.save(buffer, format="JPEG", quality=quality, optimize=True)
+        best = buffer.getvalue()
+        if len(best) <= budget:
+            break
+    return best
