@@ -1,0 +1,121 @@
+"""The command line: finds the command, lets tyro read its options, runs it, and turns bad input into one line.
+
+A command is a dataclass in `sightline/commands/` whose fields are its options and whose `run` does the work. Only the
+module of the chosen command is imported, and it imports torch inside `run`, so every help page is quick.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
+from typing import Any
+
+from sightline.errors import UserError
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("train:Train", "train a recipe; the same command again resumes the run"),
+    "eval": ("evaluation:Evaluate", "accuracy, IoU, region and format of a policy, by mode, with 95 % intervals"),
+    "eval compare": ("evaluation:Compare", "two evaluation tables, record by record"),
+    "ask": ("ask:Ask", "ask a policy about an image"),
+    "data scenes": ("data:Scenes", "write scenes of the embedded world as PNG files and JSONL"),
+    "data check": ("data:Check", "check a data file row by row"),
+    "data preview": ("data:Preview", "show records with their pictures and boxes"),
+    "report": ("report:Report", "rebuild the page of a run"),
+    "recipe ls": ("recipe:List", "list the recipes"),
+    "recipe show": ("recipe:Show", "print a recipe with every default filled in"),
+    "recipe copy": ("recipe:Copy", "copy a recipe to a file of your own"),
+    "recipe diff": ("recipe:Diff", "the keys in which two recipes differ"),
+    "score": ("score:ScoreFile", "score logged rollouts again: every term, total and advantage"),
+    "archive stats": ("archive:Stats", "size, age and ranks of a run's archive of references"),
+    "archive show": ("archive:Show", "print the references of a run's archive"),
+    "archive export": ("archive:Export", "write the references of a run's archive as JSONL"),
+    "play": ("play:Play", "be the policy: type a reply, see its reward breakdown"),
+    "scenes build-policy": ("scenes:BuildPolicy", "train the embedded policy from nothing"),
+}
+OVERRIDABLE = ("train", "play", "recipe show", "recipe diff")  # take `--section.key value` beside their own options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0 done, 2 bad input, 130 interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or (words[-1] in ("-h", "--help") and words[:-1] in ([], *_groups())):
+        print(_overview(words[0] if len(words) > 1 else ""))
+        return 0
+    if words[0] == "--version":
+        from sightline import __version__
+
+        print(f"sightline {__version__}")
+        return 0
+    command: Any = None
+    try:
+        command = _parse(words)
+        return command.run()
+    except UserError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        again = command.resume() if hasattr(command, "resume") else f"sightline {shlex.join(words)}"
+        print(f"\ninterrupted; to go on: {again}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parse(words: list[str]) -> Any:
+    name = next((" ".join(words[:n]) for n in (2, 1) if " ".join(words[:n]) in COMMANDS), None)
+    if name is None:
+        raise _unknown(words)
+    import tyro
+    from pydantic import ValidationError
+
+    module, _, attribute = COMMANDS[name][0].partition(":")
+    kind = getattr(import_module(f"sightline.commands.{module}"), attribute)
+    rest, prog = words[len(name.split()) :], f"sightline {name}"
+    config = (tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName)
+    try:
+        if name not in OVERRIDABLE:
+            return tyro.cli(kind, prog=prog, args=rest, config=config)
+        command, unknown = tyro.cli(kind, prog=prog, args=rest, config=config, return_unknown_args=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(first["msg"], where=f"--{'.'.join(map(str, first['loc'])).replace('_', '-')}") from error
+    return replace(command, overrides=tuple(unknown))
+
+
+def _unknown(words: list[str]) -> UserError:
+    from difflib import get_close_matches
+
+    group = [name for name in COMMANDS if name.split()[0] == words[0]]
+    if group:
+        return UserError(f"sightline {words[0]} needs one of: {', '.join(name.split()[-1] for name in group)}")
+    near = get_close_matches(words[0], {name.split()[0] for name in COMMANDS}, n=1)
+    hint = f"did you mean 'sightline {near[0]}'?" if near else "sightline --help lists the commands"
+    return UserError(f"unknown command {words[0]!r}", hint=hint)
+
+
+def _groups() -> list[list[str]]:
+    """First words that are no command by themselves, such as `data`."""
+    return [[name.split()[0]] for name in COMMANDS if name.split()[0] not in COMMANDS]
+
+
+def _overview(group: str = "") -> str:
+    names = [name for name in COMMANDS if name.startswith(group)]
+    width = max(map(len, names)) + 2
+    lines = [f"  {name:<{width}}{COMMANDS[name][1]}" for name in names]
+    return "\n".join(
+        [
+            "sightline: post-train multimodal LLMs to reason from what they see.",
+            "",
+            "  sightline train demo              a first run, a few minutes on a laptop",
+            "  sightline COMMAND --help          the options of a command",
+            "",
+            *lines,
+        ]
+    )

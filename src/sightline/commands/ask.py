@@ -1,0 +1,153 @@
+"""`sightline ask IMAGE QUESTION`: one question, or a file of them, in any mode."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional, arg
+
+from sightline.commands.model import DEFAULT
+from sightline.errors import UserError
+from sightline.sampling.modes import CROP_MODES, Mode, ModeConfig
+from sightline.types import Record
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sightline.policy.load import Policy
+    from sightline.sampling.modes import ModeResult
+
+__all__ = ["Ask"]
+
+TABLES = (".jsonl", ".parquet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """Ask a policy about an image, or about every record of a JSONL file.
+
+    Boxes are printed in pixels of the image you gave, whatever the policy's own coordinates are.
+    """
+
+    image: Positional[Path]
+    """An image file, or a .jsonl / .parquet file of records."""
+    question: Positional[str] = ""
+    """The question; left out for a file of records."""
+    mode: Mode = "textual"
+    """textual reasons without coordinates; grounded writes boxes; crops looks again at what it boxed."""
+    model: str = DEFAULT
+    """`embedded:FAMILY`, a model folder, a Hub name, or a run folder (its newest checkpoint)."""
+    crops: Annotated[ModeConfig, arg(name="")] = field(default_factory=ModeConfig)
+    temperature: float = 0.0
+    """0 takes the likeliest token."""
+    max_new_tokens: int | None = None
+    """Longest reply; default 64 for the embedded policy, 1024 for others."""
+    seed: int = 0
+    """Of the sampling."""
+    limit: int | None = None
+    """Records of a file that are asked; default all."""
+    out: Path | None = None
+    """Picture with the boxes drawn on it: a .png or .html file; a folder for a file of records."""
+    json: bool = False
+    """Print one JSON object per question and nothing else."""
+    show: bool = False
+    """Show the image in the terminal."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:N or mps."""
+    dtype: str = "float32"
+    """Number format of the weights."""
+
+    def run(self) -> int:
+        from rich.console import Console
+
+        records = self._records()
+        console = Console(quiet=self.json, highlight=False, soft_wrap=True)
+        if self.show and records[0].images:
+            from sightline.commands.picture import half_blocks
+            from sightline.images import open_image
+
+            console.print(half_blocks(open_image(records[0].images[0])))
+        began = time.perf_counter()
+        import sightline.policy.load
+        import sightline.sampling.local  # noqa: F401 - imported here so that its cost is told apart
+
+        imported = time.perf_counter()
+        from sightline.commands.model import open_policy
+
+        policy = open_policy(self.model, device=self.device, dtype=self.dtype)
+        loaded = time.perf_counter()
+        console.print(f"{self.model}: {policy.frame.describe()}", style="dim", markup=False)
+        slowest = 0.0
+        for record in records:
+            if len(records) > 1:
+                console.print(f"\n{record.id}: {record.question}", style="bold", markup=False)
+            started = time.perf_counter()
+            result = self._answer(record, policy, console)
+            seconds = time.perf_counter() - started
+            slowest = max(slowest, seconds)
+            self._tell(result, seconds, console)
+        each = "answer" if len(records) == 1 else "slowest answer"
+        times = f"imports {imported - began:.2f} s, loading {loaded - imported:.2f} s, {each} {slowest:.2f} s"
+        console.print(times, style="dim")
+        return 0
+
+    def _answer(self, record: Record, policy: Policy, console: Console) -> ModeResult:
+        """One answer; what the first pass of a crop mode says is printed before the second one begins."""
+        from sightline.commands.model import token_limit
+        from sightline.commands.replies import marked
+        from sightline.sampling.base import SamplingSettings
+        from sightline.sampling.local import LocalSampler
+        from sightline.sampling.modes import answer
+
+        limit = token_limit(policy, self.max_new_tokens)
+        settings = SamplingSettings(temperature=self.temperature, max_new_tokens=limit)
+
+        def ask(mode: str, grounded: list[ModeResult] | None = None) -> ModeResult:
+            (result,) = answer(
+                LocalSampler(policy), [record], mode, self.crops,
+                speaker=policy, settings=settings, seed=self.seed, grounded=grounded,
+            )  # fmt: skip
+            return result
+
+        if self.mode not in CROP_MODES:
+            result = ask(self.mode)
+        else:
+            first = ask("grounded")
+            console.print(marked(first.reading.text))
+            result = ask(self.mode, [first])
+            for crop in result.crops:
+                name = "union" if crop.is_union else "crop"
+                console.print(f"{name} {[round(side) for side in crop.box]}", style="dim", markup=False)
+        console.print(marked(result.reading.text))
+        return result
+
+    def _tell(self, result: ModeResult, seconds: float, console: Console) -> None:
+        from sightline.commands.replies import result_row, save_picture, verdict
+
+        if self.json:
+            print(json.dumps(result_row(result, seconds), ensure_ascii=False), flush=True)
+        console.print(verdict(result))
+        if self.out is not None:
+            is_many = self.image.suffix in TABLES
+            target = self.out / f"{result.record.id}.png" if is_many else self.out
+            print(f"picture: {save_picture(result, target)}", file=sys.stderr)
+
+    def _records(self) -> list[Record]:
+        if self.out is not None and self.image.suffix not in TABLES and self.out.suffix not in (".png", ".html"):
+            raise UserError("a picture ends in .png or .html", where=f"--out {self.out}")
+        if self.image.suffix in TABLES:
+            if self.question:
+                raise UserError("a file of records brings its own questions", where=str(self.image))
+            from sightline.data import read_records
+
+            return list(read_records(self.image, limit=self.limit))
+        if not self.question:
+            raise UserError("the question is missing", hint=f'sightline ask {self.image} "What is in the image?"')
+        from sightline.images import image_ref
+
+        return [Record(id=self.image.stem, question=self.question, answer="", images=(image_ref(str(self.image)),))]

@@ -1,0 +1,52 @@
+"""Which policy a command speaks to: a shipped one, a model folder, a Hub name, or the newest checkpoint of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sightline.errors import UserError
+
+if TYPE_CHECKING:
+    from sightline.policy.load import Policy
+
+__all__ = ["DEFAULT", "open_policy", "source", "token_limit"]
+
+DEFAULT = "embedded:qwen3_vl"
+
+
+def source(name: str) -> str:
+    """`name` as `load_policy` takes it; a run folder stands for its newest checkpoint.
+
+    Raises:
+        UserError: a run folder without a checkpoint, or one that holds arms.
+    """
+    path = Path(name)
+    if not path.is_dir() or (path / "config.json").exists():
+        return name
+    arms = sorted(p.name for p in (path / "arms").iterdir() if p.is_dir()) if (path / "arms").is_dir() else []
+    if arms:
+        raise UserError("this run has arms", where=name, hint=f"name one: {path / 'arms' / arms[0]}")
+    from sightline.train.checkpoint import Checkpoints
+
+    found = Checkpoints(path).all()
+    if not found:
+        raise UserError(
+            "this folder holds neither a model nor a checkpoint", where=name, hint=f"sightline train {name}"
+        )
+    return str(found[-1])
+
+
+def open_policy(name: str, *, device: str = "cpu", dtype: str = "float32", threads: int = 1) -> Policy:
+    """Loads the policy for inference."""
+    import torch
+
+    from sightline.policy.load import load_policy
+
+    torch.set_num_threads(threads)
+    return load_policy(source(name), device=device, dtype=dtype)
+
+
+def token_limit(policy: Policy, wanted: int | None) -> int:
+    """Longest reply: what was asked for, else 64 for the embedded policy and 1024 for full-size ones."""
+    return wanted if wanted is not None else 64 if policy.style == "compact" else 1024

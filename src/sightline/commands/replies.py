@@ -1,0 +1,87 @@
+"""An answered question for people: coloured text, one JSON row, a picture with the boxes drawn on it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from sightline.sampling.modes import ModeResult
+
+__all__ = ["marked", "result_row", "save_picture", "verdict"]
+
+_BOX = re.compile(r"<box>.*?</box>", re.DOTALL)
+_TAG = re.compile(r"</?\w+>")
+
+
+def marked(text: str) -> Text:
+    """A reply with its tags dimmed and its boxes coloured; control characters are taken out.
+
+    Example:
+        >>> marked("<answer> red </answer>\\x1b[2J").plain
+        '<answer> red </answer>[2J'
+    """
+    from rich.text import Text
+
+    shown = Text("".join(c for c in text if c.isprintable() or c in "\n\t"))
+    shown.highlight_regex(_TAG, "dim")
+    shown.highlight_regex(_BOX, "cyan")
+    return shown
+
+
+def verdict(result: ModeResult) -> Text:
+    """The answer, the boxes in pixels of the original image, and what went differently than asked."""
+    from rich.text import Text
+
+    from sightline.answers.extract import final_answer
+
+    shown = Text.assemble(("answer: ", "bold"), (final_answer(result.reading) or "none", "bold green"))
+    for number, found in enumerate(result.boxes, start=1):
+        state = "" if found.is_valid else "  (not a box inside the image)"
+        shown.append(f"\nbox {number}: {[round(side, 1) for side in found.box]} px{state}", "cyan")
+    if result.note:
+        shown.append(f"\nnote: {result.note}", "yellow")
+    return shown
+
+
+def result_row(result: ModeResult, seconds: float) -> dict[str, Any]:
+    """The result as data: boxes and crops in pixels of the original images."""
+    from sightline.answers.extract import final_answer
+
+    return {
+        "id": result.record.id,
+        "question": result.record.question,
+        "mode": result.mode,
+        "answer": final_answer(result.reading),
+        "texts": [reading.text for reading in result.readings],
+        "boxes": [
+            {"box": [round(side, 2) for side in b.box], "image": b.image, "is_valid": b.is_valid} for b in result.boxes
+        ],
+        "crops": [{"box": list(c.box), "image": c.image, "is_union": c.is_union} for c in result.crops],
+        "note": result.note,
+        "seconds": round(seconds, 3),
+    }
+
+
+def save_picture(result: ModeResult, path: Path) -> Path:
+    """Draws boxes (solid) and crops (dashed) on the first image; `.html` also holds the texts."""
+    from sightline.errors import UserError
+    from sightline.report.overlay import draw, html
+
+    if not result.record.images:
+        raise UserError("there is no image to draw on", where=f"record {result.record.id}")
+    boxes = [found.box for found in result.boxes if found.is_valid and found.image == 0]
+    crops = [crop for crop in result.crops if crop.image == 0]
+    labels = [f"box {i}" for i, _ in enumerate(boxes, start=1)] + ["union" if c.is_union else "crop" for c in crops]
+    drawn = [*boxes, *(crop.box for crop in crops)]
+    styles = ["predicted"] * len(boxes) + ["reference"] * len(crops)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".html":
+        texts = [("question", result.record.question), *(("reply", reading.text) for reading in result.readings)]
+        path.write_text(html(result.record.images[0], drawn, labels, styles, texts=texts), encoding="utf-8")
+    else:
+        draw(result.record.images[0], drawn, labels, styles).save(path)
+    return path

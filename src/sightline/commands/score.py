@@ -1,0 +1,138 @@
+"""`sightline score FILE.jsonl`: the rewards and advantages of logged rollouts, again or by another preset."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from tyro.conf import Positional
+
+from sightline.commands.frames import FrameName, frame_named
+from sightline.errors import UserError
+
+if TYPE_CHECKING:
+    from sightline.commands.logged import LoggedGroup
+    from sightline.types import Group
+
+__all__ = ["ScoreFile"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreFile:
+    """Score logged rollouts: every term with its reason, the total and the advantage, one JSON row per rollout.
+
+    A row of the file holds `record`, `question`, `answer`, `stream`, `step`, `text`, `sizes` ([[width, height], ...])
+    and `boxes` (gold, pixels of the original image). Consecutive rows of the same record and step form a group; the
+    archive of references is carried from row to row. `rollouts.jsonl` of a run folder is read as well.
+    """
+
+    file: Positional[Path]
+    """Logged rollouts."""
+    preset: str = "ivgr"
+    """METHOD or METHOD/PRESET, e.g. ivgr/release."""
+    judge: str = "rules"
+    """rules, offline, or http."""
+    judge_url: str = ""
+    """Address of an OpenAI-compatible server (http only)."""
+    judge_model: str = ""
+    """Model the server runs (http only)."""
+    frame: FrameName = "pixels"
+    """Coordinates in which the replies write boxes, for rows that do not say so themselves."""
+    limit: int | None = None
+    """Score only the first so many groups."""
+    out: Path | None = None
+    """File to write; default standard output."""
+
+    def run(self) -> int:
+        if self.out is not None and self.out.exists():
+            raise UserError("exists already", where=str(self.out), hint="choose another name for --out")
+        from sightline.commands.logged import read_groups
+
+        groups = list(read_groups(self.file, frame_named(self.frame), limit=self.limit))
+        if self.out is None:
+            self._write(groups, sys.stdout)
+            return 0
+        with self.out.open("w", encoding="utf-8") as stream:
+            count = self._write(groups, stream)
+        print(f"{count} rollouts in {len(groups)} groups: {self.out}")
+        return 0
+
+    def _write(self, groups: list[LoggedGroup], stream: IO[str]) -> int:
+        count = 0
+        for group in self._scored(groups):
+            for row in score_rows(group.group, group.step):
+                print(json.dumps(row, ensure_ascii=False), file=stream)
+                count += 1
+        return count
+
+    def _scored(self, groups: list[LoggedGroup]) -> Iterator[LoggedGroup]:
+        """Groups one after the other, so that each sees what the ones before it left in the archive."""
+        from sightline.answers.judge import build_judge
+        from sightline.evaluate.progress import track
+        from sightline.methods.base import Context
+        from sightline.train.scoring import archive_for, credit, score
+
+        method = method_named(self.preset)
+        archive = archive_for(method)
+        judge = build_judge(self._judge_config())
+        try:
+            for logged in track(groups, "scoring", len(groups), is_shown=self.out is not None):
+                context = Context(judge=judge, archive=archive, frame=logged.frame, step=logged.step)
+                scored = score(method, [logged.group], context, workers=1)
+                yield replace(logged, group=credit(method, scored)[0])
+        finally:
+            judge.close()
+
+    def _judge_config(self) -> Any:
+        from pydantic import ValidationError
+
+        from sightline.answers.judge_config import JudgeConfig
+
+        values = {"kind": self.judge, "url": self.judge_url, "model": self.judge_model}
+        try:
+            return JudgeConfig.model_validate({name: value for name, value in values.items() if value})
+        except ValidationError as error:
+            raise UserError(error.errors()[0]["msg"], where=f"--judge {self.judge}") from error
+
+
+def method_named(preset: str) -> Any:
+    """The method of `METHOD` or `METHOD/PRESET`.
+
+    Raises:
+        UserError: unknown method or preset.
+    """
+    from pydantic import ValidationError
+
+    from sightline.methods import load_method
+
+    name, _, chosen = preset.partition("/")
+    try:
+        return load_method({"name": name, "preset": chosen} if chosen else {"name": name})
+    except ValidationError as error:
+        raise UserError(f"{name} has no preset {chosen!r}", where=f"--preset {preset}") from error
+
+
+def score_rows(group: Group, step: int) -> Iterator[dict[str, Any]]:
+    """One row per rollout: what it is, every term, total, advantage; None for a masked rollout's advantage."""
+    reference = group.reference
+    for rollout, scores, credits in zip(group.rollouts, group.scores, group.credits, strict=True):
+        terms = {
+            name: {"value": term.value, "weight": scores.weight(name), "why": term.why, "masked": term.masked}
+            for name, term in scores.terms.items()
+        }
+        is_carried = bool(credits.weight.any())
+        yield {
+            "record": group.record.id,
+            "step": step,
+            "stream": rollout.stream,
+            "branch": list(rollout.branch),
+            "terms": terms,
+            "total": scores.total,
+            "masked": scores.is_masked,
+            "advantage": float(credits.advantage[0]) if is_carried else None,
+            "reference_step": reference.step if reference is not None else None,
+        }

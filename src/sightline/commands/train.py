@@ -1,0 +1,142 @@
+"""`sightline train RECIPE`: one run, or one process per arm."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tyro.conf import Positional, Suppress
+
+from sightline.errors import UserError
+
+if TYPE_CHECKING:
+    from sightline.config import Recipe
+
+__all__ = ["Train", "open_folder"]
+
+# A run may be resumed with other values of these: they change what is shown or how far it goes, not what was computed.
+HARMLESS = ("summary", "train.steps", "train.checkpoint_every", "train.keep", "train.log_", "track.", "alarms.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train a recipe and write a run folder with a page to look at.
+
+    Every key of the recipe can be overridden after its name: `sightline train demo --optim.lr 1e-4 --train.steps 20`.
+    The same command on a folder that holds the run resumes it. `sightline recipe show RECIPE --explain` lists the keys.
+    """
+
+    recipe: Positional[str]
+    """Name of a shipped recipe, a YAML file, or a run folder (which is then resumed)."""
+    out: Path | None = None
+    """Run folder; default runs/RECIPE-METHOD."""
+    fresh: bool = False
+    """Start over in a new, numbered folder; the old one stays."""
+    dry_run: bool = False
+    """Resolve the recipe, count tokens and memory, write nothing."""
+    overrides: Suppress[tuple[str, ...]] = ()
+
+    def run(self) -> int:
+        from sightline.config import load_recipe
+
+        recipe = load_recipe(self.recipe, self.overrides)
+        folder = open_folder(self._wanted(recipe), recipe, is_fresh=self.fresh, name=self.recipe)
+        if self.dry_run:
+            from sightline.commands.estimate import describe
+
+            print(describe(recipe, folder))
+            return 0
+        if recipe.arms:
+            from sightline.commands.arms import train_arms
+
+            train_arms(recipe, folder)
+        else:
+            train_one(recipe, folder)
+        return 0
+
+    def resume(self) -> str:
+        """The command that goes on where an interrupted run stopped."""
+        from sightline.config import load_recipe
+
+        words = ["sightline", "train", self.recipe, *self.overrides]
+        wanted = self._wanted(load_recipe(self.recipe, self.overrides))
+        folder = _newest(wanted) if self.fresh else wanted
+        return shlex.join([*words, "--out", str(folder)] if self.fresh or self.out else words)
+
+    def _wanted(self, recipe: Recipe) -> Path:
+        if self.out is not None:
+            return self.out
+        path = Path(self.recipe)
+        if path.is_dir():
+            return path
+        return Path("runs") / f"{path.stem}-{recipe.method['name']}"
+
+
+def train_one(recipe: Recipe, folder: Path) -> None:
+    """Trains one recipe without arms; the console, the trackers and the page follow it."""
+    from sightline.report.console import RunConsole
+    from sightline.report.reporter import Reporter
+    from sightline.report.trackers import build_sink
+    from sightline.train.loop import train
+
+    is_arm = folder.resolve().parent.name == "arms"
+    trackers = [build_sink(kind, folder, project=recipe.track.project) for kind in recipe.track.sinks]
+    reporter = Reporter(
+        folder,
+        sinks=[RunConsole(), *trackers],
+        log_every=recipe.train.log_groups_every,
+        groups_per_step=recipe.train.log_groups,
+        writes_page=not is_arm,
+    )
+    train(recipe, folder, reporter)
+    if not is_arm:
+        print(f"page: {(folder / 'report.html').resolve()}")
+
+
+def open_folder(wanted: Path, recipe: Recipe, *, is_fresh: bool = False, name: str = "RECIPE") -> Path:
+    """The folder a run may use: a new one, or the one that holds the same run.
+
+    Raises:
+        UserError: the folder holds something else, or a run of another recipe.
+    """
+    if is_fresh:
+        return _numbered(wanted)
+    if not wanted.exists() or (wanted.is_dir() and not any(wanted.iterdir())):
+        return wanted
+    hint = f"sightline train {name} --fresh starts a new folder"
+    if not wanted.is_dir():
+        raise UserError("this is a file, not a run folder", where=str(wanted), hint=hint)
+    stored = wanted / "recipe.yaml"
+    if not stored.is_file():
+        raise UserError("this folder holds files but no run", where=str(wanted), hint=hint)
+    from sightline.config import diff, load_recipe
+
+    changed = [
+        f"{d.key} {d.a!r} -> {d.b!r}"
+        for d in diff(load_recipe(stored), recipe)
+        if not re.sub(r"^arms\.[^.]+\.", "", d.key).startswith(HARMLESS)
+    ]
+    if changed:
+        shown = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+        raise UserError(f"this folder holds a run of another recipe: {shown}", where=str(wanted), hint=hint)
+    return wanted
+
+
+def _numbered(wanted: Path) -> Path:
+    """`wanted`, or `wanted-2`, `wanted-3`, ...: the first that does not exist yet."""
+    path, number = wanted, 1
+    while path.exists():
+        number += 1
+        path = wanted.with_name(f"{wanted.name}-{number}")
+    return path
+
+
+def _newest(wanted: Path) -> Path:
+    """The folder that `_numbered` handed out last."""
+    path, number = wanted, 1
+    while (following := wanted.with_name(f"{wanted.name}-{number + 1}")).exists():
+        path, number = following, number + 1
+    return path
