@@ -151,6 +151,8 @@ def _explained(found: Any, place: Place) -> UserError:
         near = difflib.get_close_matches(name, list(Row.model_fields), n=1)
         hint = f"did you mean {near[0]!r}?" if near else "put columns of your own into `meta`"
         return place.error(f"unknown key {name!r}", key=key, hint=hint)
+    if found["type"] in ("missing", "too_long") and "box" in found["loc"]:
+        return place.error(f"needs four numbers, got {found['input']!r}", key=key.partition("box")[0] + "box")
     if found["type"] == "missing":
         return place.error("missing", key=key, hint="`sightline data check` lists every such row")
     if found["type"] == "value_error":

@@ -32,19 +32,19 @@ def write_records(records: Iterable[Record], folder: str | Path) -> Path:
         raise UserError("already exists", where=str(path), hint="name a new folder")
     (target / "images").mkdir(parents=True, exist_ok=True)
     partial = target / f"{FILE}.partial"
-    with partial.open("w", encoding="utf-8", newline="\n") as stream:
+    with partial.open("wb") as stream:
         for record in records:
             names = [_write_image(image, target) for image in record.images]
-            stream.write(_line(record, names) + "\n")
+            stream.write(_line(record, names) + b"\n")
         stream.flush()
         os.fsync(stream.fileno())
     partial.replace(path)
     return path
 
 
-def _line(record: Record, names: list[str]) -> str:
+def _line(record: Record, names: list[str]) -> bytes:
     try:
-        return json.dumps(row_of(record, names), ensure_ascii=False, allow_nan=False)
+        return json.dumps(row_of(record, names), ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as problem:
         raise UserError(f"cannot be written as JSON: {problem}", where=f"record {record.id}") from problem
 
