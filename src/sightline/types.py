@@ -171,6 +171,8 @@ class Rollout:
         images: images added in later turns.
         text: `ids` decoded, special tokens of the chat format removed at the end.
         finish: `stop` where the policy ended its turn, `length` where the token limit cut it.
+        forks: offsets in `ids` at which the deeper levels of `branch` begin; tokens before a fork are shared by all
+            Rollouts of the Prompt whose `branch` agrees up to there.
     """
 
     prompt: Prompt
@@ -183,6 +185,7 @@ class Rollout:
     finish: Finish
     turns: tuple[Turn, ...] = ()
     images: tuple[ImageRef, ...] = ()
+    forks: tuple[int, ...] = ()
 
     @property
     def stream(self) -> str:

@@ -1,0 +1,115 @@
+"""The one root module: vision once per image, language model over token trees, log-probs of sampled tokens only.
+
+Everything a training or scoring pass computes happens inside this `forward`, so that sharded parameters are gathered
+once and old, reference and counterfactual log-probs are calls of the same module.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sightline.policy.attention import tree_mask
+
+if TYPE_CHECKING:
+    from sightline.policy.adapter import ModelAdapter
+    from sightline.policy.batch import Batch
+
+__all__ = ["BANNED", "Outputs", "PolicyModule", "TokenLogprobs", "ban_bias"]
+
+BANNED = -1e9
+BLOCK = 2**27
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Log-probs (with gradient where enabled) and entropies (never with gradient) of the scored tokens."""
+
+    logprobs: Float[Tensor, "scored"]
+    entropies: Float[Tensor, "scored"] | None = None
+
+
+def ban_bias(vocab: int, banned: tuple[int, ...]) -> Float[Tensor, "vocab"]:
+    """0, and BANNED for ids that neither sampler nor learner may give probability.
+
+    BANNED is finite, so that 0 x BANNED is 0 in an entropy, and so low that its softmax is exactly 0 in fp32.
+    """
+    bias = torch.zeros(vocab)
+    bias[list(banned)] = BANNED
+    return bias
+
+
+class TokenLogprobs(torch.autograd.Function):
+    """log softmax(z)[target] and the entropy of softmax(z), one softmax for both and for the backward pass.
+
+    d logp / d z = onehot(target) - softmax(z). The entropy carries no gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, target: Tensor, entropies: bool) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        p = torch.softmax(z, -1)
+        chosen = z.gather(-1, target[:, None])[:, 0]
+        total = torch.logsumexp(z, -1)
+        entropy = total - torch.linalg.vecdot(p, z) if entropies else z.new_empty(0)
+        ctx.save_for_backward(p, target)
+        ctx.mark_non_differentiable(entropy)
+        return chosen - total, entropy
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        p, target = ctx.saved_tensors
+        out = p * -grad[:, None]
+        return out.scatter_add_(-1, target[:, None], grad[:, None]), None, None
+
+
+class PolicyModule(nn.Module):
+    """Root module around a `ModelAdapter`.
+
+    Args:
+        adapter: the model family.
+        banned: ids without probability in sampling and in every scoring pass.
+        chunk: scored tokens per block of logits; blocks are recomputed in the backward pass, so that the full logits
+            never exist at once. By default a block holds 2^27 numbers.
+    """
+
+    def __init__(self, adapter: ModelAdapter, banned: tuple[int, ...], *, chunk: int | None = None) -> None:
+        super().__init__()
+        self.adapter = adapter
+        self.model = adapter.model
+        vocab = int(self.model.get_output_embeddings().weight.shape[0])  # type: ignore[operator]
+        self.chunk = chunk or max(128, BLOCK // vocab)
+        self.bias: Tensor
+        self.register_buffer("bias", ban_bias(vocab, banned), persistent=False)
+
+    def scores(self, hidden: Float[Tensor, "scored width"], temperature: float = 1.0) -> Float[Tensor, "scored vocab"]:
+        """Logits in fp32, divided by the temperature, banned ids out: what sampler and learner both normalise."""
+        z = self.adapter.logits(hidden).float() + self.bias
+        return z / temperature if temperature != 1.0 else z
+
+    def forward(self, batch: Batch, *, temperature: float = 1.0, entropies: bool = False, **kwargs: Any) -> Outputs:
+        """Log-probs of `batch.target` under the tree; keywords reach the attention function (read-out requests)."""
+        visual = None
+        if batch.pixels is not None and batch.grids is not None:
+            vision = self.adapter.vision(batch.pixels, batch.grids)
+            visual = (vision, batch.visual_at, batch.visual_from)
+        dtype = next(self.model.parameters()).dtype
+        hidden = self.adapter.text(batch.ids, batch.positions, tree_mask(batch.end, dtype), visual, **kwargs)
+        rows = hidden.reshape(-1, hidden.shape[-1])[batch.predictor]
+        return self._score(rows, batch.target, temperature, entropies)
+
+    def _score(self, rows: Tensor, target: Tensor, temperature: float, entropies: bool) -> Outputs:
+        def block(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            return TokenLogprobs.apply(self.scores(x, temperature), t, entropies)  # type: ignore[return-value]
+
+        logprobs, entropy = [], []
+        for x, t in zip(rows.split(self.chunk), target.split(self.chunk), strict=True):
+            several = torch.is_grad_enabled() and len(target) > self.chunk
+            out = checkpoint(block, x, t, use_reentrant=False) if several else block(x, t)
+            logprobs.append(out[0])  # type: ignore[index]
+            entropy.append(out[1])  # type: ignore[index]
+        return Outputs(torch.cat(logprobs), torch.cat(entropy) if entropies else None)

@@ -1,0 +1,264 @@
+"""Loading a policy: a folder in the published layout, a hub id, or `embedded:FAMILY` for a shipped one.
+
+Image processor, tokenizer and chat template are read one by one: the combined loader needs packages that are not
+required here and reloads custom processors silently as bare tokenizers. Weights load strictly.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int
+
+from sightline.errors import UserError
+from sightline.geometry.frames import Frame
+from sightline.policy.encode import Encoded, encode_prompt, encode_turn
+from sightline.policy.forward import PolicyModule
+from sightline.policy.pixels import Pixels
+from sightline.policy.qwen_vl import FAMILIES, QwenVL
+from sightline.policy.tree import TreeRules
+
+if TYPE_CHECKING:
+    from sightline.types import ImageRef, ImageSlot, Prompt
+
+__all__ = ["PROCESSOR_FILES", "Policy", "checkpoint_folder", "load_policy", "save_policy"]
+
+PROCESSOR_FILES = (
+    "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json",
+    "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
+    "video_preprocessor_config.json", "processor_config.json", "card.json",
+)  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class Policy:
+    """A loaded policy: the root module and everything needed to talk to it."""
+
+    source: Path
+    adapter: QwenVL
+    module: PolicyModule
+    tokenizer: Any
+    pixels: Pixels
+    frame: Frame
+    template: str
+    style: Literal["full", "compact"]
+    eos: tuple[int, ...]
+    banned: tuple[int, ...]
+
+    @property
+    def model(self) -> Any:
+        """The transformers model."""
+        return self.adapter.model
+
+    @property
+    def family(self) -> str:
+        return self.adapter.family
+
+    @property
+    def image_token(self) -> int:
+        return self.adapter.placeholders()[0]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def pad(self) -> int:
+        return int(self.tokenizer.pad_token_id)
+
+    @cached_property
+    def rules(self) -> TreeRules:
+        return TreeRules(self.image_token, self.pixels.grid)
+
+    def encode(self, prompt: Prompt) -> Encoded:
+        """Token ids of a prompt with image placeholders expanded."""
+        return encode_prompt(prompt, self.tokenizer, self.template, self.image_token, self.pixels.grid)
+
+    def encode_turn(self, content: Sequence[str | ImageSlot], images: tuple[ImageRef, ...] = ()) -> Encoded:
+        """Token ids of the user's next turn after a finished reply, up to where the policy writes again."""
+        return encode_turn(content, images, self.tokenizer, self.template, self.image_token, self.pixels.grid)
+
+    def decode(self, ids: Int[np.ndarray, "tokens"] | Sequence[int]) -> str:
+        """Text of sampled ids without the marks that end a turn."""
+        kept = [int(i) for i in ids if int(i) not in self.eos and int(i) != self.pad]
+        return self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def piece(self, token: int) -> str:
+        """One token as text, for displays; bytes that are no character on their own are shown as such."""
+        return self.tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def checkpoint_folder(name: str) -> Path:
+    """Resolves a model name to a local folder.
+
+    Raises:
+        UserError: an unknown embedded policy, or a name that is neither a folder nor reachable on the hub.
+    """
+    if name.startswith("embedded:"):
+        family = name.removeprefix("embedded:")
+        folder = Path(__file__).parent.parent / "scenes" / "checkpoints" / family
+        if family not in FAMILIES or not (folder / "config.json").exists():
+            raise UserError(
+                f"no embedded policy '{family}'", where="model.name",
+                hint="use " + " or ".join(f"embedded:{f}" for f in sorted(FAMILIES))
+                + f", or build one: sightline scenes build-policy --family {family} --out DIR",
+            )  # fmt: skip
+        return folder
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if os.sep in name and name.count("/") != 1:
+        raise UserError(f"no such folder: {name}", where="model.name")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"'{name}' is neither a folder here nor reachable on the hub ({type(error).__name__})", where="model.name",
+            hint="give a local folder, or embedded:qwen3_vl",
+        ) from error  # fmt: skip
+
+
+def load_policy(
+    name_or_path: str | Path,
+    *,
+    dtype: str = "float32",
+    device: str | torch.device = "cpu",
+    checkpointing: bool = False,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+) -> Policy:
+    """Loads a Qwen2.5-VL or Qwen3-VL checkpoint.
+
+    Args:
+        name_or_path: `embedded:qwen3_vl`, a folder, or a hub id.
+        dtype: `float32`, `bfloat16` or `float16`.
+        device: where the parameters go.
+        checkpointing: recompute activations in the backward pass (non-reentrant).
+        min_pixels, max_pixels: image area limits after the resize; None keeps the checkpoint's.
+
+    Raises:
+        UserError: unknown model type, missing files, or tensors that are missing, unexpected or of another shape.
+    """
+    folder = checkpoint_folder(str(name_or_path))
+    config = _read_json(folder / "config.json")
+    family = config.get("model_type", "")
+    if family not in FAMILIES:
+        raise UserError(f"model type '{family}' is not supported", where=str(folder / "config.json"),
+                        hint="supported: " + ", ".join(FAMILIES))  # fmt: skip
+    adapter = QwenVL(_strict_model(folder, family, dtype).to(device))
+    if checkpointing:
+        adapter.model.activation_checkpointing_enable({"use_reentrant": False})
+    tokenizer, template = _tokenizer(folder)
+    processor = _image_processor(folder, min_pixels, max_pixels)
+    frame = Frame(
+        convention=adapter.convention,
+        factor=processor.patch_size * processor.merge_size,
+        min_pixels=processor.size["shortest_edge"],
+        max_pixels=processor.size["longest_edge"],
+    )
+    eos = _eos(folder, tokenizer)
+    # the pad id may double as an end-of-text id, which must stay writable
+    banned = tuple(i for i in {*adapter.placeholders()[1], int(tokenizer.pad_token_id)} if i not in eos)
+    spare = range(len(tokenizer), int(adapter.model.get_output_embeddings().weight.shape[0]))
+    card = _read_json(folder / "card.json") if (folder / "card.json").exists() else {}
+    return Policy(
+        source=folder, adapter=adapter, tokenizer=tokenizer, template=template, frame=frame, eos=eos,
+        module=PolicyModule(adapter, (*sorted(banned), *spare)), pixels=Pixels(processor, frame),
+        style=card.get("prompt_style", "full"), banned=(*sorted(banned), *spare),
+    )  # fmt: skip
+
+
+def save_policy(policy: Policy, folder: Path) -> None:
+    """Writes weights (bf16 is kept as loaded) and copies the processor files of the source checkpoint unchanged."""
+    import shutil
+
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tied = {id(p): n for n, p in reversed(list(policy.model.named_parameters()))}
+    tensors = {n: p.detach().contiguous().cpu() for n, p in policy.model.named_parameters() if tied[id(p)] == n}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    policy.model.config.save_pretrained(folder)
+    for name in PROCESSOR_FILES:
+        if (policy.source / name).exists() and policy.source.resolve() != folder.resolve():
+            shutil.copyfile(policy.source / name, folder / name)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError("file is missing", where=str(path), hint="is this a checkpoint folder?") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"not JSON: {error}", where=str(path)) from None
+
+
+def _strict_model(folder: Path, family: str, dtype: str) -> Any:
+    import transformers
+
+    classes = {
+        "qwen2_5_vl": transformers.Qwen2_5_VLForConditionalGeneration,
+        "qwen3_vl": transformers.Qwen3VLForConditionalGeneration,
+    }
+    if not any(folder.glob("*.safetensors")):
+        raise UserError("no safetensors weights", where=str(folder), hint="other weight formats are not read")
+    model, info = classes[family].from_pretrained(
+        folder, dtype=getattr(torch, dtype), output_loading_info=True, use_safetensors=True, local_files_only=True
+    )
+    problems = [
+        f"{kind.replace('_', ' ')}: {', '.join(str(k) for k in sorted(info[kind], key=str)[:8])}"
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if info.get(kind)
+    ]
+    if problems:
+        raise UserError("weights do not match the configuration; " + "; ".join(problems), where=str(folder))
+    return model
+
+
+def _tokenizer(folder: Path) -> tuple[Any, str]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    template = tokenizer.chat_template
+    if template is None and (folder / "chat_template.json").exists():
+        template = _read_json(folder / "chat_template.json").get("chat_template")
+    if not isinstance(template, str):
+        raise UserError("no chat template", where=str(folder), hint="expected chat_template.jinja or .json")
+    if tokenizer.pad_token_id is None:
+        raise UserError("the tokenizer has no pad token", where=str(folder / "tokenizer_config.json"))
+    return tokenizer, template
+
+
+def _image_processor(folder: Path, min_pixels: int | None, max_pixels: int | None) -> Any:
+    from transformers import Qwen2VLImageProcessorPil
+
+    raw = _read_json(folder / "preprocessor_config.json")
+    size = raw.get("size") or {}
+    shortest = min_pixels or size.get("shortest_edge", raw.get("min_pixels"))
+    longest = max_pixels or size.get("longest_edge", raw.get("max_pixels"))
+    if shortest is None or longest is None:
+        raise UserError("neither size.shortest_edge/longest_edge nor min_pixels/max_pixels is given",
+                        where=str(folder / "preprocessor_config.json"))  # fmt: skip
+    keys = ("patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std", "rescale_factor")
+    return Qwen2VLImageProcessorPil(
+        size={"shortest_edge": shortest, "longest_edge": longest}, **{k: raw[k] for k in keys if k in raw}
+    )
+
+
+def _eos(folder: Path, tokenizer: Any) -> tuple[int, ...]:
+    path = folder / "generation_config.json"
+    raw = _read_json(path).get("eos_token_id") if path.exists() else None
+    ids = raw if isinstance(raw, list) else [raw] if raw is not None else [tokenizer.eos_token_id]
+    return tuple(int(i) for i in ids)

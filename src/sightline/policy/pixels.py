@@ -1,0 +1,105 @@
+"""Images as the vision tower takes them: normalised patches, prepared once per distinct image and cached."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sightline.types import ImageRef
+
+if TYPE_CHECKING:
+    from sightline.geometry.frames import Frame
+
+__all__ = ["Pixels", "VisualInput"]
+
+
+@dataclass(frozen=True, slots=True)
+class VisualInput:
+    """The distinct images of a batch and where their features go.
+
+    Attributes:
+        pixels: patches of all distinct images, one image after the other (None without images).
+        grids: (t, h, w) in patches of each distinct image.
+        at: flat index of every visual token in the batch's rows.
+        source: index of the feature that belongs there.
+    """
+
+    pixels: Float[Tensor, "patches patch_width"] | None
+    grids: Int[Tensor, "images 3"] | None
+    at: Int[Tensor, "visual"]
+    source: Int[Tensor, "visual"]
+
+
+class Pixels:
+    """Turns images into patches with the checkpoint's own image processor, and keeps the most recent ones.
+
+    Args:
+        processor: the checkpoint's image processor (PIL backend).
+        frame: the resize rule, which must agree with the processor.
+        capacity: how many megabytes of patches to keep.
+    """
+
+    def __init__(self, processor: Any, frame: Frame, capacity: float = 256.0) -> None:
+        self.processor, self.frame = processor, frame
+        self._capacity = int(capacity * 2**20)
+        self._cache: OrderedDict[str, Tensor] = OrderedDict()
+        self._bytes = 0
+
+    def grid(self, image: ImageRef) -> tuple[int, int]:
+        """Rows and columns of visual tokens after merging."""
+        return self.frame.cells(image.size)
+
+    def patches(self, image: ImageRef) -> Float[Tensor, "patches patch_width"]:
+        """Normalised patches of one image in merge-block order."""
+        cached = self._cache.get(image.digest)
+        if cached is not None:
+            self._cache.move_to_end(image.digest)
+            return cached
+        from sightline.images import open_image
+
+        out = self.processor(images=[open_image(image)], return_tensors="pt")
+        merge = self.processor.merge_size
+        _, h, w = (int(x) for x in out["image_grid_thw"][0])
+        if (h // merge, w // merge) != tuple(self.grid(image)):
+            raise ValueError(
+                f"{image.path or image.digest}: processor grid {h}x{w} disagrees with {self.frame.describe()}"
+            )
+        patches = out["pixel_values"]
+        self._cache[image.digest] = patches
+        self._bytes += patches.nbytes
+        while self._bytes > self._capacity and len(self._cache) > 1:
+            _, old = self._cache.popitem(last=False)
+            self._bytes -= old.nbytes
+        return patches
+
+    def batch(self, images: Sequence[tuple[ImageRef, int]]) -> VisualInput:
+        """Collects the distinct images of a batch; `images` pairs each occurrence with its first flat index."""
+        merge = self.processor.merge_size
+        first: dict[str, int] = {}
+        patches: list[Tensor] = []
+        grids: list[tuple[int, int, int]] = []
+        at, source = [], []
+        total = 0
+        for image, start in images:
+            rows, columns = self.grid(image)
+            if image.digest not in first:
+                first[image.digest] = total
+                patches.append(self.patches(image))
+                grids.append((1, rows * merge, columns * merge))
+                total += rows * columns
+            at.append(np.arange(start, start + rows * columns))
+            source.append(np.arange(rows * columns) + first[image.digest])
+        empty = np.empty(0, np.int64)
+        return VisualInput(
+            pixels=torch.cat(patches) if patches else None,
+            grids=torch.tensor(grids) if grids else None,
+            at=torch.from_numpy(np.concatenate([*at, empty])),
+            source=torch.from_numpy(np.concatenate([*source, empty])),
+        )

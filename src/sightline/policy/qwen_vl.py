@@ -1,0 +1,69 @@
+"""The Qwen-VL family: Qwen2.5-VL (absolute pixels) and Qwen3-VL (0-1000 grid, deepstack)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sightline.policy.adapter import Vision
+from sightline.policy.attention import switch_attention
+
+__all__ = ["FAMILIES", "QwenVL"]
+
+FAMILIES: dict[str, Literal["absolute", "relative_1000"]] = {"qwen2_5_vl": "absolute", "qwen3_vl": "relative_1000"}
+
+
+class QwenVL:
+    """`ModelAdapter` for both families on stock transformers classes.
+
+    Calls the inner models directly, so that positions and masks are ours (computed at collation, without per-sample
+    loops on the device) and each image is encoded once however many tokens refer to it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model: Any = model
+        self.family: str = self.model.config.model_type
+        self.convention: Literal["absolute", "relative_1000"] = FAMILIES[self.family]
+        switch_attention(self.model)
+
+    def placeholders(self) -> tuple[int, tuple[int, ...]]:
+        config = self.model.config
+        names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+        banned = {getattr(config, name) for name in names if getattr(config, name, None) is not None}
+        return config.image_token_id, tuple(sorted(banned))
+
+    def vision(self, pixels: Float[Tensor, "patches patch_width"], grids: Int[Tensor, "images 3"]) -> Vision:
+        tower = self.model.model.visual
+        out = tower(pixels.type(tower.dtype), grid_thw=grids.to(pixels.device), return_dict=True)
+        return Vision(out.pooler_output, tuple(getattr(out, "deepstack_features", None) or ()))
+
+    def text(
+        self,
+        ids: Int[Tensor, "rows tokens"],
+        positions: Int[Tensor, "3 rows tokens"],
+        mask: Any,
+        visual: tuple[Vision, Tensor, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> Float[Tensor, "rows tokens width"]:
+        language = self.model.model.language_model
+        embeds = language.embed_tokens(ids)
+        if visual is not None:
+            vision, at, source = visual
+            flat = embeds.reshape(-1, embeds.shape[-1])
+            embeds = flat.index_copy(0, at, vision.features[source].to(flat.dtype)).view_as(embeds)
+            if vision.deepstack:
+                # the text model adds deepstack features in row-major order of the marked positions
+                order = torch.argsort(at)
+                marked = torch.zeros(ids.numel(), dtype=torch.bool, device=ids.device).index_fill_(0, at, True)
+                kwargs["visual_pos_masks"] = marked.view_as(ids)
+                kwargs["deepstack_visual_embeds"] = [layer[source[order]] for layer in vision.deepstack]
+        if self.family == "qwen2_5_vl":
+            mask = {"full_attention": mask, "sliding_attention": mask}
+        out = language(inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=False, **kwargs)
+        return out.last_hidden_state
+
+    def logits(self, hidden: Float[Tensor, "scored width"]) -> Float[Tensor, "scored vocab"]:
+        return self.model.lm_head(hidden)

@@ -1,0 +1,208 @@
+"""The learner: measures Rollouts and updates the policy. It executes credit and knows no method."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+
+from sightline.credit.weights import normalised_weights
+from sightline.policy.batch import Batch, collate, microbatches
+from sightline.policy.tree import Path, Segment, Tree, build_tree, rollout_path
+from sightline.types import Credit, Group, Measurement
+
+if TYPE_CHECKING:
+    from sightline.config.sections import Optim
+    from sightline.methods.base import Method
+    from sightline.objectives import LossBatch
+    from sightline.policy.load import Policy
+
+__all__ = ["Learner", "Update"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """What one training step did: metrics by name, seconds by part."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Learner:
+    """Owns the optimiser and the frozen reference of one policy.
+
+    Args:
+        policy: the policy to train.
+        optim: optimiser settings.
+        steps: length of the learning-rate schedule in training steps.
+        temperature: the sampling temperature, applied to every log-prob.
+        token_budget: tokens per forward pass.
+        shares: merge common prefixes (`tree`); otherwise every Rollout is a sequence of its own (`padded`).
+        seed: orders the groups of inner steps.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        optim: Optim,
+        *,
+        steps: int,
+        temperature: float = 1.0,
+        token_budget: int = 8192,
+        shares: bool = True,
+        seed: int = 0,
+    ) -> None:
+        self.policy, self.optim, self.steps, self.seed = policy, optim, steps, seed
+        self.temperature, self.token_budget, self.shares = temperature, token_budget, shares
+        matrices = [p for p in policy.module.parameters() if p.requires_grad and p.ndim >= 2]
+        vectors = [p for p in policy.module.parameters() if p.requires_grad and p.ndim < 2]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+            lr=optim.lr, betas=optim.betas,
+        )  # fmt: skip
+        self.reference: torch.nn.Module | None = None
+
+    def freeze_reference(self, start: Policy) -> None:
+        """Keeps a frozen copy of the weights training started from, the reference of the KL term."""
+        self.reference = copy.deepcopy(start.module).eval().requires_grad_(False)
+
+    def measure(self, groups: Sequence[Group]) -> list[Group]:
+        """One packed pass without gradient: log-probs and entropies of every sampled token."""
+        out: list[Group] = list(groups)
+        with torch.no_grad():
+            for index, batch in self._batches(groups):
+                outputs = self.policy.module(batch, temperature=self.temperature, entropies=True)
+                assert outputs.entropies is not None
+                logprobs, entropies = batch.scatter(outputs.logprobs), batch.scatter(outputs.entropies)
+                for g, own, entropy in zip(index, logprobs, entropies, strict=True):
+                    seen = tuple(Measurement(logprobs=a, entropies=b) for a, b in zip(own, entropy, strict=True))
+                    out[g] = replace(out[g], measurements=seen)
+        return out
+
+    def step(self, groups: Sequence[Group], method: Method, step: int) -> Update:
+        """One rollout batch: `inner_steps x epochs` optimiser steps over minibatches of whole groups."""
+        started = time.perf_counter()
+        objective = method.config.objective
+        is_prunable = objective.kl == 0 and not _overrides_loss(method)
+        parts: list[dict[str, float]] = []
+        lr = self._set_lr(step)
+        for epoch in range(self.optim.epochs):
+            for minibatch in self._minibatches(groups, step, epoch):
+                parts.append(self._optimise(minibatch, method, is_prunable))
+        metrics = {
+            k: float(np.mean([p[k] for p in parts if k in p])) for k in dict.fromkeys(k for p in parts for k in p)
+        }
+        for key in ("update/tokens", "update/tokens_unshared"):
+            metrics[key] = float(sum(p.get(key, 0.0) for p in parts))
+        metrics["update/lr"] = lr
+        return Update(metrics=metrics, seconds={"update": time.perf_counter() - started})
+
+    def _optimise(self, groups: Sequence[Group], method: Method, is_prunable: bool) -> dict[str, float]:
+        objective = method.config.objective
+        weights = normalised_weights(groups, objective.normalisation, method.stream_weights(groups))
+        weighted = [
+            replace(g, credits=tuple(replace(c, weight=w) for c, w in zip(g.credits, ws, strict=True)))
+            for g, ws in zip(groups, weights, strict=True)
+        ]
+        carried = [g for g in (_carrying(g, is_prunable) for g in weighted) if len(g)]
+        terms: dict[str, float] = {}
+        self.policy.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        for index, batch in self._batches(carried):
+            members = [carried[i] for i in index]
+            batch = self._with_old(batch.with_credit([g.credits for g in members]), members)
+            if self.reference is not None and objective.kl > 0:
+                with torch.no_grad():
+                    batch = replace(
+                        batch, reference_logprobs=self.reference(batch, temperature=self.temperature).logprobs
+                    )
+            outputs = self.policy.module(batch, temperature=self.temperature, entropies=True)
+            loss = method.loss(cast("LossBatch", batch), outputs)
+            loss.total.backward()
+            for name, value in loss.terms.items():
+                terms[name] = terms.get(name, 0.0) + float(value)
+            terms["update/tokens"] = terms.get("update/tokens", 0.0) + batch.ids.numel()
+        terms["update/tokens_unshared"] = float(sum(len(r.prompt_ids) + len(r.ids) for g in groups for r in g.rollouts))
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.optim.clip_norm)
+        if carried and not torch.isfinite(norm):
+            raise FloatingPointError(f"the gradient norm is {float(norm)}; lower optim.lr or check the rewards")
+        if carried:
+            self.optimizer.step()
+        terms["update/grad_norm"] = float(norm)
+        return terms
+
+    def _with_old(self, batch: Batch, groups: Sequence[Group]) -> Batch:
+        """Old log-probs where they were measured; without them the update is strictly on-policy."""
+        if not all(g.measurements and g.measurements[0].logprobs is not None for g in groups):
+            return batch
+        return batch.with_logprobs([[m.logprobs for m in g.measurements if m.logprobs is not None] for g in groups])
+
+    def _batches(self, groups: Sequence[Group]) -> Iterator[tuple[list[int], Batch]]:
+        """Micro-batches and the indices of the groups they hold, in the order of `Batch.slots`."""
+        trees = [self.tree(g) for g in groups]
+        packs = self.policy.device.type == "cuda"
+        for rows in microbatches([len(t) for t in trees], self.token_budget, packs=packs):
+            index = [i for row in rows for i in row]
+            yield index, collate(
+                [[trees[i] for i in row] for row in rows], self.policy.pixels, pad=self.policy.pad,
+                device=self.policy.device,
+            )  # fmt: skip
+
+    def tree(self, group: Group) -> Tree:
+        """The token tree of one group."""
+        paths = [rollout_path(r, self.policy.image_token) for r in group.rollouts]
+        if not self.shares:
+            paths = [_alone(path, i) for i, path in enumerate(paths)]
+        return build_tree(paths, self.policy.rules)
+
+    def _minibatches(self, groups: Sequence[Group], step: int, epoch: int) -> Iterator[list[Group]]:
+        """Cuts the groups into `inner_steps` near-equal parts, whole groups each, in a seeded order."""
+        if self.optim.inner_steps == 1:
+            yield list(groups)
+            return
+        order = np.random.default_rng((self.seed, step, epoch)).permutation(len(groups))
+        for part in np.array_split(order, min(self.optim.inner_steps, len(groups))):
+            yield [groups[i] for i in sorted(part)]
+
+    def _set_lr(self, step: int) -> float:
+        o = self.optim
+        scale = min(1.0, (step + 1) / (o.warmup_steps + 1))
+        progress = min(1.0, max(0.0, (step - o.warmup_steps) / max(1, self.steps - o.warmup_steps)))
+        if o.schedule == "cosine":
+            scale *= 0.5 * (1 + np.cos(np.pi * progress))
+        elif o.schedule == "linear":
+            scale *= 1 - progress
+        for group in self.optimizer.param_groups:
+            group["lr"] = o.lr * float(scale)
+        return o.lr * float(scale)
+
+    def state(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _overrides_loss(method: Method) -> bool:
+    from sightline.methods.base import Method
+
+    return type(method).loss is not Method.loss
+
+
+def _carrying(group: Group, is_prunable: bool) -> Group:
+    """Without KL a Rollout whose advantages are all zero has no gradient: it is left out of the forward pass."""
+
+    def carries(credit: Credit) -> bool:
+        return bool((credit.weight != 0).any() and (not is_prunable or (credit.weight * credit.advantage != 0).any()))
+
+    return group.at([i for i, c in enumerate(group.credits) if carries(c)])
+
+
+def _alone(path: Path, number: int) -> Path:
+    return Path(tuple(Segment((number, s.key), s.ids, s.sampled, s.images) for s in path.segments), path.response)

@@ -1,0 +1,84 @@
+"""The training loop. Every name on this page is one jump away.
+
+Records become prompts, prompts become Rollouts, Rollouts are read, measured, scored and credited, the learner executes
+the credit, and the reporter shows it. What is particular to a paper stands in `methods/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sightline.train.health import alarms, group_metrics
+from sightline.train.rounds import Rounds
+from sightline.train.run import Run, gather, measure, open_run, sample
+from sightline.train.scoring import credit, score
+from sightline.types import Group, StepStats
+
+if TYPE_CHECKING:
+    from sightline.config import Recipe
+    from sightline.geometry.frames import Frame
+    from sightline.train.learner import Update
+
+__all__ = ["Reporter", "train"]
+
+
+class Reporter(Protocol):
+    """Shows and stores what happens; implemented in `report/reporter.py`."""
+
+    def start(
+        self, manifest: Mapping[str, Any], *, resume_step: int | None, decode_piece: Any, frame: Frame | None
+    ) -> None: ...
+    def step(self, stats: StepStats, groups: Sequence[Group]) -> None: ...
+    def evaluation(self, row: Mapping[str, Any]) -> None: ...
+    def finish(self) -> None: ...
+
+
+def train(recipe: Recipe, folder: Path, reporter: Reporter) -> None:
+    """Trains, or continues exactly the run that stands in `folder`.
+
+    Args:
+        recipe: the resolved recipe, without arms.
+        folder: the run folder; its newest checkpoint is where a resumed run starts.
+        reporter: receives every step, logged group and evaluation.
+    """
+    with open_run(recipe, folder) as run:
+        reporter.start(
+            run.manifest(), resume_step=run.step or None, decode_piece=run.policy.piece, frame=run.policy.frame
+        )
+        if run.step == 0:
+            run.evaluate(reporter, "start")
+        while run.step < recipe.train.steps:
+            rounds = Rounds(recipe.data.records_per_step, recipe.train.dynamic_sampling.max_rounds)
+            while rounds.missing:  # one round, or more where dynamic sampling replaces groups without signal
+                records = run.data.next(rounds.missing)
+                rollouts = rounds.timed("sample", lambda records=records: sample(run, records))
+                groups = gather(records, rollouts, run.policy.frame)
+                measured = rounds.timed("measure", lambda groups=groups: measure(run, groups))
+                scored = rounds.timed("score", lambda groups=measured: score(run.method, groups, run.context()))
+                rounds.add(credit(run.method, scored, mask_truncated=recipe.train.mask_truncated))
+            update = run.learner.step(rounds.groups, run.method, run.step)
+            stats = step_stats(run, rounds, update)
+            run.step += 1
+            reporter.step(stats, rounds.groups)
+            if run.is_due(recipe.train.evaluate_every) and run.step < recipe.train.steps:
+                run.evaluate(reporter, f"step {run.step}")
+            if run.is_due(recipe.train.checkpoint_every) and run.step < recipe.train.steps:
+                run.save()
+        if not run.is_finished:
+            run.evaluate(reporter, "end")
+            run.save(is_finished=True)
+        reporter.finish()
+
+
+def step_stats(run: Run, rounds: Rounds, update: Update) -> StepStats:
+    """One event line: rewards, replies, update, cost, and the alarms that ring."""
+    metrics = {**group_metrics(rounds.groups), **rounds.metrics(), **update.metrics, **run.judge_metrics()}
+    run.history.append(metrics)
+    return StepStats(
+        step=run.step,
+        metrics=metrics,
+        seconds={**rounds.seconds, **update.seconds},
+        alarms=alarms(run.history, run.recipe.alarms),
+    )

@@ -1,0 +1,273 @@
+"""A run: policy, learner, method, data, judge and archive, opened fresh or from the newest checkpoint."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sightline.language.parse import read
+from sightline.language.prompts import prompt
+from sightline.types import Group, Measurement, Record, Rollout
+
+if TYPE_CHECKING:
+    from sightline.answers.judge import Judge
+    from sightline.archive import Archive
+    from sightline.config import Recipe
+    from sightline.data.stream import DataStream
+    from sightline.geometry.frames import Frame
+    from sightline.methods.base import Context, Method
+    from sightline.policy.load import Policy
+    from sightline.sampling.base import Sampler, SamplingSettings
+    from sightline.train.checkpoint import Checkpoints, Saved
+    from sightline.train.learner import Learner
+    from sightline.train.loop import Reporter
+
+__all__ = ["Run", "gather", "measure", "open_run", "sample"]
+
+
+@dataclass(kw_only=True)
+class Run:
+    """Everything the loop holds. State that must survive a kill goes through `save` and `restore`."""
+
+    recipe: Recipe
+    folder: Path
+    policy: Policy
+    method: Method
+    learner: Learner
+    sampler: Sampler
+    settings: SamplingSettings
+    data: DataStream
+    judge: Judge
+    archive: Archive
+    checkpoints: Checkpoints
+    evaluation_records: Sequence[Record]
+    step: int = 0
+    is_finished: bool = False
+    best: float = float("-inf")
+    is_best: bool = False
+    history: list[Mapping[str, float]] = field(default_factory=list)
+
+    def context(self) -> Context:
+        from sightline.methods.base import Context
+
+        return Context(judge=self.judge, archive=self.archive, frame=self.policy.frame, step=self.step)
+
+    def is_due(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0
+
+    def judge_metrics(self) -> dict[str, float]:
+        stats = {f"judge/{name}": float(value) for name, value in self.judge.stats().items()}
+        return {**stats, **{f"archive/{name}": float(value) for name, value in self.archive.stats().items()}}
+
+    def manifest(self) -> dict[str, Any]:
+        """What is needed to know what ran: method, model, frame, seed, versions."""
+        import torch
+        import transformers
+
+        import sightline
+
+        config = self.method.config
+        return {
+            "method": config.name or self.recipe.method["name"],
+            "preset": getattr(config, "preset", None),
+            "model": self.recipe.model.name,
+            "frame": self.policy.frame.describe(),
+            "seed": self.recipe.train.seed,
+            "steps": self.recipe.train.steps,
+            "threads": torch.get_num_threads(),
+            "device": str(self.policy.device),
+            "versions": {
+                "sightline": sightline.__version__,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "python": platform.python_version(),
+            },
+        }
+
+    def evaluate(self, reporter: Reporter, label: str) -> None:
+        """Held-out metrics of every mode of the recipe, greedy unless it says otherwise."""
+        from sightline.evaluate.runner import evaluate, write_table
+        from sightline.sampling.base import SamplingSettings
+
+        wanted = self.recipe.evaluation
+        if not self.evaluation_records:
+            return
+        result = evaluate(
+            self.policy, self.evaluation_records, wanted.modes, sampler=self.sampler, judge=self.judge,
+            settings=SamplingSettings(
+                temperature=wanted.temperature,
+                max_new_tokens=wanted.max_new_tokens or self.recipe.sampling.max_new_tokens,
+            ),
+            seed=wanted.seed, step=self.step, label=label, is_shown=sys.stderr.isatty(),
+        )  # fmt: skip
+        write_table(result, self.folder / "evaluations" / f"step-{self.step:06d}.jsonl")
+        for row in result.events():
+            reporter.evaluation(row)
+        accuracy = result.estimates[wanted.modes[0]].get("accuracy")
+        self.is_best = accuracy is not None and accuracy.mean > self.best
+        if accuracy is not None:
+            self.best = max(self.best, accuracy.mean)
+
+    def save(self, *, is_finished: bool = False) -> None:
+        """Writes a checkpoint: a loadable model, optimiser, data position, archive, history."""
+        import torch
+
+        patience = self.recipe.alarms.patience
+        state = {
+            "is_finished": is_finished,
+            "data": self.data.state(),
+            "archive": self.archive.state(),
+            "history": [dict(m) for m in self.history[-patience:]],
+            "best": self.best if self.best > float("-inf") else None,
+        }
+        tensors = {**self.learner.state(), "rng": torch.get_rng_state()}
+        self.checkpoints.save(self.step, self.policy, state, tensors, is_best=self.is_best)
+        self.is_best = False
+
+    def restore(self, saved: Saved) -> None:
+        import torch
+
+        state, tensors = saved.state, saved.tensors()
+        self.step = saved.step
+        # more steps than the finished run had: it goes on
+        self.is_finished = bool(state["is_finished"]) and saved.step >= self.recipe.train.steps
+        self.data.load_state(state["data"])
+        self.archive.load_state(state["archive"], where=str(saved.folder / "state.json"))
+        self.history = list(state["history"])
+        self.best = state["best"] if state["best"] is not None else float("-inf")
+        torch.set_rng_state(tensors.pop("rng"))
+        self.learner.load_state(tensors)
+
+
+@contextmanager
+def open_run(recipe: Recipe, folder: Path) -> Iterator[Run]:
+    """Opens what `recipe` names; user input is checked before weights load.
+
+    Raises:
+        UserError: data, judge or model cannot be opened, or the checkpoint does not fit the data.
+    """
+    import torch
+
+    from sightline.answers.judge import build_judge
+    from sightline.config import resolved_yaml
+    from sightline.data.sources import open_source
+    from sightline.data.stream import DataStream
+    from sightline.methods import load_method
+    from sightline.policy.load import load_policy
+    from sightline.sampling.base import SamplingSettings
+    from sightline.sampling.local import LocalSampler
+    from sightline.train.checkpoint import Checkpoints
+    from sightline.train.learner import Learner
+    from sightline.train.scoring import archive_for
+
+    torch.set_num_threads(recipe.model.threads)
+    torch.manual_seed(recipe.train.seed)
+    method = load_method(recipe.method)
+    data, evaluation_records = _data(recipe, open_source, DataStream), _evaluation_records(recipe, open_source)
+    judge = build_judge(recipe.judge_config, folder=folder)
+    checkpoints = Checkpoints(folder, recipe.train.keep)
+    saved = checkpoints.latest()
+    policy = _policy(recipe, saved.folder if saved else None, load_policy)
+    learner = Learner(
+        policy, recipe.optim, steps=recipe.train.steps, temperature=recipe.sampling.temperature,
+        token_budget=recipe.train.token_budget, shares=recipe.model.attention == "tree", seed=recipe.train.seed,
+    )  # fmt: skip
+    if method.config.objective.kl > 0:
+        learner.freeze_reference(policy if saved is None else _policy(recipe, None, load_policy))
+    run = Run(
+        recipe=recipe, folder=folder, policy=policy, method=method, learner=learner, data=data, judge=judge,
+        sampler=LocalSampler(policy, rows=recipe.sampling.batch), archive=archive_for(method),
+        settings=SamplingSettings(
+            temperature=recipe.sampling.temperature, top_p=recipe.sampling.top_p,
+            max_new_tokens=recipe.sampling.max_new_tokens,
+        ),
+        checkpoints=checkpoints, evaluation_records=evaluation_records,
+    )  # fmt: skip
+    if saved is not None:
+        run.restore(saved)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.yaml").write_text(resolved_yaml(recipe))
+    try:
+        yield run
+    finally:
+        judge.close()
+
+
+def _policy(recipe: Recipe, checkpoint: Path | None, load_policy: Any) -> Policy:
+    model = recipe.model
+    return load_policy(
+        checkpoint or model.name, dtype=model.dtype, device=model.device, checkpointing=model.checkpointing,
+        min_pixels=model.min_pixels, max_pixels=model.max_pixels,
+    )  # fmt: skip
+
+
+def _source(recipe: Recipe, name: str, split: str, open_source: Any, **changes: Any) -> Any:
+    d = recipe.data
+    given = {
+        "seed": recipe.train.seed,
+        "reader": d.reader,
+        "image_root": d.image_root,
+        "frame": d.frame,
+        "types": d.types,
+    }
+    return open_source(name, split=split, **{**given, **changes})
+
+
+def _data(recipe: Recipe, open_source: Any, stream: type[DataStream]) -> DataStream:
+    d = recipe.data
+    strata = d.strata.model_dump() if d.strata else None
+    source = _source(recipe, d.train, "train", open_source, limit=d.limit)
+    return stream(source, recipe.train.seed, d.records_per_step, strata, shuffle=d.shuffle)
+
+
+def _evaluation_records(recipe: Recipe, open_source: Any) -> list[Record]:
+    """The first `evaluation.n` held-out records; scenes are made from the evaluation seed."""
+    wanted = recipe.evaluation
+    name = wanted.data or recipe.data.validation
+    if name is None:
+        return []
+    source = _source(recipe, name, "validation", open_source, seed=wanted.seed)
+    count = wanted.n if source.size is None else min(wanted.n, source.size)
+    return [source.at(i) for i in range(count)]
+
+
+def sample(run: Run, records: Sequence[Record]) -> list[Rollout]:
+    """The Rollouts of every stream of every record, in that order."""
+    shown, counts = [], []
+    for record in records:
+        for stream in run.method.streams(record):
+            forced = stream.forced_prefix
+            shown.append(prompt(record, stream.name, stream.template, run.policy.style, forced_prefix=forced))
+            counts.append(stream.n)
+    sampled = run.sampler.sample(shown, counts, run.settings, seed=run.recipe.train.seed, step=run.step)
+    return [rollout for rollouts in sampled for rollout in rollouts]
+
+
+def gather(records: Sequence[Record], rollouts: Sequence[Rollout], frame: Frame) -> list[Group]:
+    """One Group per record, its Rollouts ordered by stream, then branch; each reply is read once."""
+    own: dict[str, list[Rollout]] = {record.id: [] for record in records}
+    for rollout in rollouts:
+        own[rollout.record.id].append(rollout)
+    groups = []
+    for record in records:
+        sizes = [image.size for image in record.images]
+        readings = tuple(read(r.text, frame, sizes, finish=r.finish) for r in own[record.id])
+        groups.append(Group(record=record, rollouts=tuple(own[record.id]), readings=readings))
+    return groups
+
+
+def measure(run: Run, groups: Sequence[Group]) -> list[Group]:
+    """Old log-probs, where the update is not strictly on-policy: the learner's own, or those recorded in sampling."""
+    how, optim = run.recipe.train.old_logprobs, run.recipe.optim
+    if how == "auto":
+        how = "none" if optim.inner_steps == optim.epochs == 1 else "learner"
+    if how == "learner":
+        return run.learner.measure(groups)
+    if how == "sampler":
+        return [replace(g, measurements=tuple(Measurement(logprobs=r.logprobs) for r in g.rollouts)) for g in groups]
+    return list(groups)

@@ -1,0 +1,79 @@
+"""Supervised cold start: replies given as text, learned on the same token trees that reinforcement uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.policy.batch import Batch, collate, microbatches
+from sightline.policy.tree import build_tree, rollout_path
+from sightline.types import ImageRef, ImageSlot, Prompt, Rollout, Span, Turn
+
+if TYPE_CHECKING:
+    from sightline.policy.load import Policy
+
+__all__ = ["UserTurn", "demonstration", "supervised_batches", "supervised_loss"]
+
+
+@dataclass(frozen=True, slots=True)
+class UserTurn:
+    """A turn of the user inside a demonstration: text and image slots, and the images it adds."""
+
+    content: tuple[str | ImageSlot, ...]
+    images: tuple[ImageRef, ...] = ()
+
+
+def demonstration(policy: Policy, prompt: Prompt, turns: Sequence[str | UserTurn], branch: int = 0) -> Rollout:
+    """A Rollout whose replies are given: every reply token and its end-of-turn id count as sampled.
+
+    Args:
+        policy: whose tokenizer and chat template are used.
+        prompt: what is shown.
+        turns: replies (str) and the user's turns between them, beginning and ending with a reply.
+        branch: distinguishes demonstrations of the same prompt.
+    """
+    ids: list[np.ndarray] = []
+    sampled: list[np.ndarray] = []
+    spans: list[Turn] = []
+    images: tuple[ImageRef, ...] = ()
+    at = 0
+    for turn in turns:
+        added: tuple[int, ...] = ()
+        if isinstance(turn, str):
+            piece = np.array([*policy.tokenizer(turn, add_special_tokens=False)["input_ids"], policy.eos[0]], np.int64)
+        else:
+            piece = policy.encode_turn(turn.content, turn.images).ids
+            first = len(prompt.images) + len(images)
+            added = tuple(range(first, first + len(turn.images)))
+            images = (*images, *turn.images)
+        ids.append(piece)
+        sampled.append(np.full(len(piece), isinstance(turn, str)))
+        role = "assistant" if isinstance(turn, str) else "user"
+        spans.append(Turn(role=role, span=Span(at, at + len(piece)), images=added))
+        at += len(piece)
+    return Rollout(
+        prompt=prompt, branch=(branch,), prompt_ids=policy.encode(prompt).ids, ids=np.concatenate(ids),
+        sampled=np.concatenate(sampled), logprobs=np.zeros(at, np.float32), finish="stop",
+        text="".join(t for t in turns if isinstance(t, str)), turns=tuple(spans), images=images,
+    )  # fmt: skip
+
+
+def supervised_batches(policy: Policy, groups: Sequence[Sequence[Rollout]], token_budget: int) -> list[Batch]:
+    """Micro-batches of token trees; the demonstrations of one group share their image and equal prompts."""
+    trees = [build_tree([rollout_path(r, policy.image_token) for r in group], policy.rules) for group in groups]
+    packs = policy.device.type == "cuda"
+    return [
+        collate([[trees[i] for i in row] for row in rows], policy.pixels, pad=policy.pad, device=policy.device)
+        for rows in microbatches([len(t) for t in trees], token_budget, packs=packs)
+    ]
+
+
+def supervised_loss(policy: Policy, batch: Batch, total: float) -> Tensor:
+    """-sum of the log-probs of the demonstrated tokens / `total` (the tokens of the whole optimiser step)."""
+    out: Tensor = policy.module(batch).logprobs
+    return -out.sum() / total if len(out) else torch.zeros((), device=batch.ids.device)
