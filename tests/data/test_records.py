@@ -118,6 +118,12 @@ def test_a_bad_row_is_one_line_with_file_row_and_key(tmp_path: Path, bad: object
         assert "(id r1)" in message
 
 
+def test_an_id_twice_is_refused(tmp_path: Path) -> None:
+    path = save_rows(tmp_path, row(images=...), row(id="rows-3", images=...), row(id=..., images=...))
+    with pytest.raises(UserError, match=r"rows\.jsonl:3: id: id 'rows-3' stands in line 2 already"):
+        read_records(path)
+
+
 def test_a_damaged_image_names_row_and_path(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"not an image")
     records = read_records(save_rows(tmp_path, row()))

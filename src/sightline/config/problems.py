@@ -16,7 +16,7 @@ Where = Callable[[str], str]
 
 
 def user_error(error: ValidationError, model: type[BaseModel], where: Where, prefix: str = "") -> UserError:
-    """One line per mistake.
+    """All mistakes in one line, separated by semicolons.
 
     Args:
         error: what pydantic raised.
@@ -28,7 +28,7 @@ def user_error(error: ValidationError, model: type[BaseModel], where: Where, pre
     problems = [_one(found, schema, where, prefix) for found in error.errors(include_url=False)]
     if len(problems) == 1:
         return problems[0]
-    return UserError("\n".join(str(problem) for problem in problems))
+    return UserError("; ".join(str(problem) for problem in problems))
 
 
 def _one(found: Mapping[str, Any], schema: dict, where: Where, prefix: str) -> UserError:

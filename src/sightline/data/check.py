@@ -151,7 +151,7 @@ class _Checker:
         self._frames = _FrameStatistics()
 
     def findings(self, scanned: ScannedRow) -> list[Finding]:
-        line, identity = scanned.place.line, scanned.place.id or ""
+        line, identity = scanned.place.line, scanned.place.name
         pairs = self._problems(scanned)
         return [Finding(kind=kind, line=line, id=identity, message=message) for kind, message in pairs]
 
@@ -179,11 +179,9 @@ class _Checker:
         yield from self._token_problems(record)
 
     def _repeated_id(self, scanned: ScannedRow) -> Iterator[tuple[str, str]]:
-        if scanned.place.id is None:
-            return
-        first = self._seen.setdefault(scanned.place.id, scanned.place.line)
+        first = self._seen.setdefault(scanned.place.name, scanned.place.line)
         if first != scanned.place.line:
-            yield "id", f"id {scanned.place.id!r} stands in line {first} already"
+            yield "id", f"id {scanned.place.name!r} stands in line {first} already"
 
     def _gold_problems(self, record: Record) -> Iterator[tuple[str, str]]:
         score = self._rescore(record)

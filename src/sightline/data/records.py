@@ -49,10 +49,12 @@ class Records(Sequence[Record]):
         self._table, self._reader, self._place = table, reader, place
         count = len(table) if limit is None else min(limit, len(table))
         self.has_regions = np.zeros(count, dtype=bool)
+        seen: dict[str, int] = {}
         for scanned in _scan(table, reader, place, count):
             if scanned.problem is not None:
                 raise scanned.problem
             if scanned.row is not None:
+                _require_new_id(scanned.place, seen)
                 _require_images(scanned.row, scanned.place)
                 self.has_regions[scanned.index] = bool(scanned.row.regions)
         if not count:
@@ -160,6 +162,13 @@ def _read(values: object, reader: Reader, place: Place) -> tuple[Row, Place]:
         raise place.error(f"reader failed: {type(problem).__name__}: {problem}") from problem
     row = parse_row(translated, place)
     return row, replace(place, id=str(row.id)) if row.id is not None else place
+
+
+def _require_new_id(place: Place, seen: dict[str, int]) -> None:
+    """Rollouts are gathered by the id of their Record, so an id may occur once."""
+    first = seen.setdefault(place.name, place.line)
+    if first != place.line:
+        raise place.error(f"id {place.name!r} stands in line {first} already", key="id", hint="give each row its own")
 
 
 def _require_images(row: Row, place: Place) -> None:

@@ -124,6 +124,11 @@ class Place:
     def __str__(self) -> str:
         return f"{self.file}:{self.line}" + (f" (id {self.id})" if self.id else "")
 
+    @property
+    def name(self) -> str:
+        """The row's id, or the one it gets for lack of its own: the file's name and the line."""
+        return self.id or f"{self.file.stem}-{self.line}"
+
     def error(self, what: str, *, key: str = "", hint: str = "") -> UserError:
         return UserError(what, where=f"{self}: {key}" if key else str(self), hint=hint)
 
@@ -198,7 +203,7 @@ def record_of(row: Row, place: Place) -> Record:
     )
     answer = str(row.answer)
     return Record(
-        id=place.id or f"{place.file.stem}-{place.line}",
+        id=place.name,
         question=_without_markers(row.question),
         answer=answer,
         answer_kind=row.answer_kind or default_answer_kind(answer, row.options),
