@@ -124,8 +124,8 @@ def test_a_mistake_is_one_clear_line(tmp_path: Path, text: str, expected: str) -
         ("{}", "my.yaml: method: missing; expected a section of keys"),
         ("method: grpo", "my.yaml:1: method: expected a section of keys, got 'grpo'"),
         ("method: {}", "my.yaml:1: method: needs a `name`"),
-        ("method: {name: grop}", "unknown method 'grop' (did you mean 'grpo'?)"),
-        ("method: {name: 'no.such:Thing'}", "cannot import 'no.such:Thing'"),
+        ("method: {name: grop}", "my.yaml:1: method.name: unknown method 'grop' (did you mean 'grpo'?)"),
+        ("method: {name: 'no.such:Thing'}", "my.yaml:1: method.name: cannot import 'no.such:Thing'"),
         (
             "method: {name: ivgr, preset: papre}",
             "my.yaml:1: method.preset: expected one of paper, release, got 'papre'",
@@ -205,12 +205,9 @@ def test_arms_take_dotted_and_nested_overrides(tmp_path: Path) -> None:
 
 
 def test_another_method_or_preset_starts_its_section_afresh(tmp_path: Path) -> None:
-    text = "method: {name: ivgr, preset: paper, weights: {box: 0.5}}\narms:\n"
-    arms = load(
-        tmp_path,
-        text
-        + "  plain: {method: {name: grpo}}\n  release: {method.preset: release}\n  box: {method.weights.format: 2.0}\n",
-    ).arm_recipes()
+    text = "method: {name: ivgr, preset: paper, weights: {box: 0.5}}\narms:\n  plain: {method: {name: grpo}}\n"
+    text += "  release: {method.preset: release}\n  box: {method.weights.format: 2.0}\n"
+    arms = load(tmp_path, text).arm_recipes()
     assert arms["plain"].method == {"name": "grpo"}
     assert arms["release"].method_config.weights.box == 1.0
     assert arms["release"].method_config.weights.validity == 1.0
@@ -262,7 +259,7 @@ def test_every_section_field_has_a_description() -> None:
 
 
 def test_unknown_recipes_are_explained(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no recipe named 'dmeo' .did you mean 'demo'"):
+    with pytest.raises(UserError, match=r"no recipe named 'dmeo' .did you mean 'demo'"):
         load_recipe("dmeo")
     with pytest.raises(UserError, match="no such recipe file"):
         load_recipe(tmp_path / "gone.yaml")

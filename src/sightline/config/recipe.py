@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from sightline.config.problems import user_error
 from sightline.config.sections import Alarms, Data, Evaluation, Model, Optim, Sampling, Section, Track, Train
 from sightline.config.source import Origin, nested
+from sightline.errors import UserError
 
 __all__ = ["Recipe", "build_recipe", "merge", "resolved_yaml"]
 
@@ -100,6 +101,8 @@ def build_recipe(values: Mapping[str, Any], origin: Origin) -> Recipe:
             getattr(recipe, f"{section}_config")
         except ValidationError as error:
             raise user_error(error, _model_of(section, recipe), origin.where, section) from error
+        except UserError as error:  # names its key; the file and line are known here
+            raise UserError(error.what, where=origin.where(error.where), hint=error.hint) from error
     if recipe.arms:
         recipe.arms_from(origin)
     return recipe
