@@ -14,6 +14,7 @@ from sightline.policy.forward import TokenLogprobs
 from sightline.policy.load import Policy
 from sightline.policy.tree import Path, Segment, TreeRules, build_tree, mrope_positions, rollout_path
 from sightline.types import Credit, Prompt, Rollout
+from stock import reference_logprobs
 
 RULES = TreeRules(image_token=99, grid=lambda _: (1, 1))
 
@@ -41,23 +42,6 @@ def rollouts(policy: Policy, seed: int = 0, images: int = 1) -> list[Rollout]:
 def batch_of(policy: Policy, groups: list[list[Rollout]]) -> Batch:
     trees = [build_tree([rollout_path(r, policy.image_token) for r in g], policy.rules) for g in groups]
     return collate([[t] for t in trees], policy.pixels, pad=policy.pad)
-
-
-def reference_logprobs(policy: Policy, group: list[Rollout]) -> list[torch.Tensor]:
-    """One stock forward per rollout: input ids, pixels and the library's own positions, no tree anywhere."""
-    out = []
-    for rollout in group:
-        ids = torch.from_numpy(np.concatenate([rollout.prompt_ids, rollout.ids]))[None]
-        shown = policy.pixels.batch([(image, 0) for image in rollout.prompt.images])
-        types = (ids == policy.image_token).int()
-        logits = policy.model(
-            input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=shown.pixels, image_grid_thw=shown.grids,
-            mm_token_type_ids=types,
-        ).logits[0]  # fmt: skip
-        start = len(rollout.prompt_ids)
-        rows = torch.log_softmax(logits[start - 1 : -1] + policy.module.bias, -1)
-        out.append(rows.gather(-1, ids[0, start:, None])[:, 0])
-    return out
 
 
 def scores(policy: Policy, batch: Batch, temperature: float) -> torch.Tensor:

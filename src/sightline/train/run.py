@@ -169,7 +169,7 @@ def open_run(recipe: Recipe, folder: Path) -> Iterator[Run]:
     torch.manual_seed(recipe.train.seed)
     method = load_method(recipe.method)
     data, evaluation_records = _data(recipe, open_source, DataStream), _evaluation_records(recipe, open_source)
-    judge = build_judge(recipe.judge_config, folder=folder)
+    judge = build_judge(recipe.judge_config, run_folder=folder)
     checkpoints = Checkpoints(folder, recipe.train.keep)
     saved = checkpoints.latest()
     policy = _policy(recipe, saved.folder if saved else None, load_policy)
