@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from sightline.errors import UserError
-from sightline.report.environment import json_block
+from sightline.report.environment import digest, json_block, source
 from sightline.report.events import RunFolder, RunWriter
-from sightline.report.page import render_page, write_page
+from sightline.report.page import SCRIPTS, render_page, write_page
 from sightline.report.page_data import curves, evenly, page_data
 from sightline.types import StepStats
 
@@ -34,7 +34,7 @@ class _Page(HTMLParser):
         self.is_open = True
 
     def handle_endtag(self, tag: str) -> None:
-        self.is_open = False
+        self.is_open = self.is_open and tag == "link"
 
     def handle_data(self, data: str) -> None:
         if self.tags and self.is_open:
@@ -76,8 +76,8 @@ def test_policy_admits_only_this_style_and_script(demo_page: Path) -> None:
     for kind in ("style", "script"):
         contents = [data for tag, attrs, data in page.inside if tag == kind and "type" not in attrs]
         text = "".join(contents)
-        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        assert f"{kind}-src 'sha256-{digest}'" in policy
+        found = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{found}'" in policy
 
 
 @pytest.mark.parametrize("name", ["demo_page", "odd_page"])
@@ -215,3 +215,45 @@ def test_browser_shows_an_empty_run(tmp_path: Path, browse) -> None:
     assert console == []
     assert 'data-ready=""' in dom
     assert "No rollout has been logged yet." in dom
+
+
+DRIVER = """
+{
+  const press = (key) => document.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+  const said = [];
+  const note = () => said.push([data.arms[view.arm].name, view.step, view.group.record.id, view.active].join(" "));
+  note(); press("ArrowLeft"); note(); press("ArrowLeft"); press("ArrowRight"); note(); press("]"); note();
+  press("j"); note(); press("a"); note(); press("t");
+  press("a"); view.go({ step: 40 });
+  const box = document.querySelector(".picture .predicted");
+  box.dispatchEvent(new PointerEvent("pointermove", { bubbles: true, clientX: 5, clientY: 5 }));
+  said.push(document.getElementById("hint").textContent);
+  box.dispatchEvent(new PointerEvent("pointerenter"));
+  said.push(document.querySelectorAll(".token.lit").length > 3);
+  view.charts[0].draw();
+  view.charts[0].point({ clientX: view.charts[0].svg.getBoundingClientRect().left + 60 });
+  said.push(document.getElementById("hint").textContent);
+  document.querySelector("#metrics details").open = true;
+  said.push(document.querySelectorAll(".metric-table tbody tr").length);
+  root.dataset.said = JSON.stringify(said);
+}
+"""
+
+
+def test_keys_and_hover(demo_page: Path, tmp_path: Path, browse) -> None:
+    script = source(*SCRIPTS)
+    text = demo_page.read_text().replace(script, script + DRIVER).replace(digest(script), digest(script + DRIVER))
+    driven = tmp_path / "driven.html"
+    driven.write_text(text)
+    dom, console = browse(driven, "step=50&arm=ivgr&theme=light")
+    assert console == []
+    root = dict(_Page(dom).tags[0][1])
+    said = json.loads(root["data-said"] or "[]")
+    states = [state.rsplit(" ", 1)[0] for state in said[:6]]
+    assert states == ["ivgr 50 s61", "ivgr 40 s51", "ivgr 40 s51", "ivgr 40 s52", "ivgr 40 s52", "textual 40 s52"]
+    assert said[3] != said[4]
+    assert root["data-theme"] == "dark"
+    assert re.search(r"^box \d.*\nIoU 0\.\d\d$", said[6])
+    assert said[7] is True
+    assert re.fullmatch(r"step \d+ivgr\d.*% \[.*%, .*%\]textual.*", said[8])
+    assert said[9] == 14

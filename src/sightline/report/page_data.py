@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sightline.report.compare import interval, series
+from sightline.report.compare import interval, mode_title, series
 from sightline.report.environment import json_block
 from sightline.report.events import RunFolder
 from sightline.report.lines import plain
@@ -118,6 +118,7 @@ def _evaluations(run: RunFolder) -> list[dict[str, Any]]:
                     points.append([entry.get("step", 0), found.mean, found.low, found.high])
             known = measure(name)
             head = {"mode": mode, "split": split, "measure": name, "title": known.title, "is_share": known.is_share}
+            head["where"] = mode_title(mode)
             rows.append(head | {"sentence": known.sentence, "n": entries[-1].get("n"), "points": points})
     return rows
 

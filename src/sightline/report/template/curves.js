@@ -14,7 +14,7 @@ function evaluationCharts(arms) {
     for (const row of arm.evaluations) {
       if (row.points.length < 2 || row.points.every((p) => p[1] === 0)) continue;
       const key = JSON.stringify([row.measure, row.mode, row.split]);
-      const title = [row.title, row.mode, row.split].filter(Boolean).join(", ");
+      const title = [row.title, row.where, row.split].filter(Boolean).join(", ");
       if (!charts.has(key)) charts.set(key, { title, note: "held-out", sentence: row.sentence, isShare: row.is_share, measure: row.measure, lines: [] });
       charts.get(key).lines.push({ name: arm.name, colour, points: row.points, isExact: true });
     }

@@ -83,7 +83,7 @@ function drawControls(view) {
   view.chips.replaceChildren(...view.groups.map((group, i) => {
     const image = group.record.images[0], source = image && data.images[image.key];
     return element("button", { type: "button", class: `chip ${source ? "" : "bare"}`, "aria-pressed": String(i === view.record), hint: group.record.question, onclick: () => view.go({ record: i, id: group.record.id }) },
-      source ? element("img", { src: source, alt: "" }) : null, document.createTextNode(group.record.id));
+      source ? element("img", { src: source, alt: "" }) : null, element("span", { text: group.record.id }));
   }));
 }
 

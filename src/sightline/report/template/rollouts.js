@@ -87,7 +87,7 @@ function streamNode(view, group, stream, scales) {
   const own = group.rollouts.map((rollout, i) => [rollout, i]).filter(([rollout]) => rollout.stream === stream);
   const totals = own.filter(([r]) => !r.is_masked).map(([r]) => r.total);
   const average = mean(totals);
-  const note = `${own.length} rollouts${average === null ? "" : `, mean reward ${average.toFixed(2)}`}`;
+  const note = `${own.length} rollout${own.length === 1 ? "" : "s"}${average === null ? "" : `, mean reward ${average.toFixed(2)}`}`;
   return element("section", { class: "stream" }, element("header", {}, element("h3", { text: stream }), element("span", { class: "note", text: note })),
     ...own.map(([rollout, i]) => rolloutNode(view, group, rollout, i, scales)));
 }
