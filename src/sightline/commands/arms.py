@@ -38,7 +38,7 @@ def train_arms(recipe: Recipe, folder: Path) -> Path:
         (home / "recipe.yaml").write_text(resolved_yaml(arm), encoding="utf-8")
     threads = max(arm.model.threads for arm in arms.values())
     processes = ArmProcesses(
-        {name: [sys.executable, "-m", "sightline", "train", str(folder / "arms" / name)] for name in arms},
+        {name: arm_command(folder / "arms" / name) for name in arms},
         {name: folder / "arms" / name / "console.log" for name in arms},
         at_once=max(1, cores() // threads),
         threads=threads,
@@ -52,6 +52,11 @@ def train_arms(recipe: Recipe, folder: Path) -> Path:
     print(f"page: {Path(page).resolve()}")
     processes.check()
     return Path(page)
+
+
+def arm_command(home: Path) -> list[str]:
+    """The words that train, or resume, the arm whose recipe lies in `home`."""
+    return [sys.executable, "-m", "sightline", "train", str(home)]
 
 
 class ArmProcesses:

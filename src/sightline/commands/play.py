@@ -61,7 +61,7 @@ class Play:
         method = load_method(recipe.method)
         judge = build_judge(recipe.judge_config)
         context = Context(judge=judge, archive=archive_for(method), frame=frame_named(self.frame))
-        count = self.limit if source.has_regions is None else len(source.has_regions)
+        count = self.limit if source.size is None else source.size
         try:
             with tempfile.TemporaryDirectory(prefix="sightline-play-") as folder:
                 for number in range(count):

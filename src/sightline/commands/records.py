@@ -19,5 +19,4 @@ def held_out(name: str, count: int, seed: int = 0, *, reader: str = "ours") -> l
     from sightline.data import open_source
 
     source = open_source(name, split="test", seed=seed, reader=reader, limit=count)
-    known = source.has_regions
-    return [source.at(i) for i in range(count if known is None else len(known))]
+    return [source.at(i) for i in range(count if source.size is None else min(count, source.size))]

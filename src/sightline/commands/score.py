@@ -73,10 +73,12 @@ class ScoreFile:
         """Groups one after the other, so that each sees what the ones before it left in the archive."""
         from sightline.answers.judge import build_judge
         from sightline.evaluate.progress import track
+        from sightline.methods import load_method
         from sightline.methods.base import Context
         from sightline.train.scoring import archive_for, credit, score
 
-        method = method_named(self.preset)
+        name, _, preset = self.preset.partition("/")
+        method = load_method({"name": name, "preset": preset} if preset else {"name": name})
         archive = archive_for(method)
         judge = build_judge(self._judge_config())
         try:
@@ -97,23 +99,6 @@ class ScoreFile:
             return JudgeConfig.model_validate({name: value for name, value in values.items() if value})
         except ValidationError as error:
             raise UserError(error.errors()[0]["msg"], where=f"--judge {self.judge}") from error
-
-
-def method_named(preset: str) -> Any:
-    """The method of `METHOD` or `METHOD/PRESET`.
-
-    Raises:
-        UserError: unknown method or preset.
-    """
-    from pydantic import ValidationError
-
-    from sightline.methods import load_method
-
-    name, _, chosen = preset.partition("/")
-    try:
-        return load_method({"name": name, "preset": chosen} if chosen else {"name": name})
-    except ValidationError as error:
-        raise UserError(f"{name} has no preset {chosen!r}", where=f"--preset {preset}") from error
 
 
 def score_rows(group: Group, step: int) -> Iterator[dict[str, Any]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from sightline.evaluate.statistics import DRAWS, Estimate, mean_interval
+from sightline.evaluate.statistics import DRAWS, Estimate, mean_intervals
 
 if TYPE_CHECKING:
     from sightline.answers.judge import Judge
@@ -67,7 +67,11 @@ def aggregate(values: Iterable[Mapping[str, float]], *, seed: int = 0, draws: in
     """Each metric's mean with its 95 % bootstrap interval over the records that have it, in the order of `METRICS`."""
     rows = list(values)
     columns = {name: [row[name] for row in rows if name in row] for name in METRICS}
-    return {name: mean_interval(column, seed=seed, draws=draws) for name, column in columns.items() if column}
+    found: dict[str, Estimate] = {}
+    for length in {len(column) for column in columns.values() if column}:
+        names = [name for name, column in columns.items() if len(column) == length]
+        found |= zip(names, mean_intervals([columns[name] for name in names], seed=seed, draws=draws), strict=True)
+    return {name: found[name] for name in columns if name in found}
 
 
 def _overlap(result: ModeResult) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -17,7 +18,7 @@ def track(items: Iterable[Item], label: str, total: int | None, *, is_shown: boo
 
     Without a `total` the bar only counts.
     """
-    if not is_shown:
+    if not is_shown or not sys.stderr.isatty():
         yield from items
         return
     from rich.console import Console

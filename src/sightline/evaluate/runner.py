@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from sightline.sampling.modes import ModeConfig, ModeResult, Speaker
 
 __all__ = ["Evaluation", "EvaluationRow", "append_events", "evaluate", "read_table", "write_table"]
+
+JUDGED_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +128,7 @@ def evaluate(
                 speaker=policy, settings=settings, seed=seed, step=step, grounded=grounded,
             )  # fmt: skip
             grounded = results if mode == "grounded" else grounded
-            rows += [_row(result, judge) for result in results]
+            rows += _rows(results, judge)
             seconds[mode] += time.perf_counter() - began
     rows.sort(key=lambda row: modes.index(row.mode))
     estimates = {
@@ -188,6 +191,14 @@ def _check(records: Sequence[Record], modes: Sequence[str]) -> None:
         if record.id in seen:
             raise UserError("this id occurs twice; results are paired by id", where=f"record {record.id}")
         seen.add(record.id)
+
+
+def _rows(results: Sequence[ModeResult], judge: Judge | None) -> list[EvaluationRow]:
+    """Rows in the order of the results; a judge is waited for on several threads at once."""
+    if judge is None:
+        return [_row(result, judge) for result in results]
+    with ThreadPoolExecutor(JUDGED_AT_ONCE) as pool:
+        return list(pool.map(lambda result: _row(result, judge), results))
 
 
 def _row(result: ModeResult, judge: Judge | None) -> EvaluationRow:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["DRAWS", "Estimate", "mcnemar", "mean_interval", "paired_difference", "wilson"]
+__all__ = ["DRAWS", "Estimate", "mcnemar", "mean_interval", "mean_intervals", "paired_difference", "wilson"]
 
 DRAWS = 2000
 _CHUNK = 4_000_000  # resampled values held at once: bounds the memory of a large evaluation
@@ -57,17 +57,33 @@ def mean_interval(values: Sequence[float], *, seed: int = 0, draws: int = DRAWS,
 
     Source: Efron, Bootstrap methods (1979), the percentile interval.
     """
-    data = np.asarray(values, dtype=np.float64)
-    if data.ndim != 1 or data.size == 0 or not np.isfinite(data).all():
+    return mean_intervals([values], seed=seed, draws=draws, level=level)[0]
+
+
+def mean_intervals(
+    columns: Sequence[Sequence[float]], *, seed: int = 0, draws: int = DRAWS, level: float = 0.95
+) -> list[Estimate]:
+    """`mean_interval` of each of several equally long columns, which share their resamples and so most of the cost.
+
+    Example:
+        >>> both = mean_intervals([[1.0, 0.0, 1.0, 1.0], [0.2, 0.4, 0.4, 0.1]])
+        >>> both[0] == mean_interval([1.0, 0.0, 1.0, 1.0])
+        True
+    """
+    data = np.asarray(columns, dtype=np.float64)
+    if data.ndim != 2 or data.size == 0 or not np.isfinite(data).all():
         raise ValueError("an interval needs at least one value, all of them finite")
-    means = np.empty(draws)
+    n = data.shape[1]
+    means = np.empty((draws, len(data)))
     random = np.random.default_rng(seed)
-    rows = max(1, _CHUNK // data.size)
+    rows = max(1, _CHUNK // n)
     for start in range(0, draws, rows):
-        stop = min(start + rows, draws)
-        means[start:stop] = data[random.integers(0, data.size, size=(stop - start, data.size))].mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(float(data.mean()), float(low), float(high), int(data.size))
+        count = min(rows, draws - start)
+        picked = random.integers(0, n, size=(count, n)) + n * np.arange(count)[:, None]
+        times = np.bincount(picked.ravel(), minlength=count * n).reshape(count, n)
+        means[start : start + count] = times @ data.T / n
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return [Estimate(float(d.mean()), float(lo), float(hi), n) for d, lo, hi in zip(data, low, high, strict=True)]
 
 
 def paired_difference(
