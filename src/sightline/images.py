@@ -77,7 +77,7 @@ def image_ref(source: str | os.PathLike[str] | bytes | np.ndarray | PIL.Image.Im
     if isinstance(source, np.ndarray):
         pixels = _array_pixels(source)
     else:
-        pixels = np.asarray(_upright(source))
+        pixels = np.asarray(_loaded(source))
     digest = hashlib.sha256(repr(pixels.shape).encode())
     digest.update(np.ascontiguousarray(pixels).data)
     return _held(pixels, digest.hexdigest())
@@ -107,7 +107,7 @@ def crop_box(box: Box, size: Size, padding: float = 0.0, min_side: int = MIN_SID
 
 def crop(image: PIL.Image.Image | ImageRef, box: Box, padding: float = 0.0, min_side: int = MIN_SIDE) -> ImageRef:
     """The part of the original image that `crop_box` names, held in memory."""
-    opened = open_image(image) if isinstance(image, ImageRef) else _upright(image)
+    opened = open_image(image) if isinstance(image, ImageRef) else _loaded(image)
     left, top, right, bottom = crop_box(box, Size(*opened.size), padding, min_side)
     return image_ref(opened.crop((int(left), int(top), int(right), int(bottom))))
 
@@ -155,6 +155,14 @@ def _decode(source: str | io.BytesIO, where: str) -> PIL.Image.Image:
             return _upright(image)
     except (PIL.Image.DecompressionBombError, *_DAMAGED) as error:
         _refuse(error, where)
+
+
+def _loaded(image: PIL.Image.Image) -> PIL.Image.Image:
+    """A Pillow image of the caller, which may still have to be read from its file."""
+    try:
+        return _upright(image)
+    except _DAMAGED as error:
+        _refuse(error, str(getattr(image, "filename", "") or "image"))
 
 
 def _refuse(error: Exception, where: str) -> NoReturn:
