@@ -16,7 +16,7 @@ from sightline.data.records import ScannedRow, scan_rows
 from sightline.data.schema import Row, record_of
 from sightline.errors import UserError
 from sightline.geometry.boxes import repair
-from sightline.types import Box, Record, Score
+from sightline.types import Box, Reading, Record, Score
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -135,11 +135,10 @@ def check(
 
 
 def gold_score(record: Record) -> Score:
-    """The accuracy reward of a reply that gives the Record's own answer, without a judge."""
-    from sightline.answers.match import is_match
+    """The accuracy reward of a reply that gives the Record's own answer; masked where only a judge could tell."""
+    from sightline.rewards.answer import accuracy
 
-    match = is_match(record.answer, record)
-    return Score(match.value, match.why, masked=not match.decided)
+    return accuracy(Reading(text=f"<answer>{record.answer}</answer>", answer=record.answer), record)
 
 
 class _Checker:
