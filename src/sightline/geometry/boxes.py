@@ -1,4 +1,4 @@
-"""Overlap of boxes: IoU and its set forms, matching, unions, clamping and repair.
+"""Overlap of boxes: IoU and its set forms, matching, clamping and repair.
 
 All boxes of one call share one frame; which one does not matter, since every measure here is free of scale. Boxes are
 continuous rectangles: a box `(x1, y1, x2, y2)` has the area `(x2 - x1) * (y2 - y1)`, and a reversed or empty box has
@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from sightline.geometry.unions import union_area, union_iou
 from sightline.types import Box, Size
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Float
 
 __all__ = [
     "Box",
@@ -148,30 +149,6 @@ def matched_iou(predicted: Sequence[Box], gold: Sequence[Box], how: Literal["gre
     return min(float(total) / max(len(predicted), len(gold)), 1.0)
 
 
-def union_area(boxes: Sequence[Box]) -> float:
-    """Area covered by at least one box, exact: the plane is cut at the coordinates of the boxes, not into pixels.
-
-    Example:
-        >>> union_area([Box(0, 0, 2, 2), Box(1, 1, 3, 3)])
-        7.0
-    """
-    xs, ys = _cuts(boxes)
-    return _covered_area(_covered(boxes, xs, ys), xs, ys)
-
-
-def union_iou(a: Sequence[Box], b: Sequence[Box]) -> float:
-    """IoU of two unions of boxes, `|U(a) & U(b)| / |U(a) | U(b)|`, exact (the "grounding IoU" of GRIT).
-
-    Example:
-        >>> union_iou([Box(0, 0, 2, 4), Box(1, 0, 4, 4)], [Box(0, 0, 4, 4)])
-        1.0
-    """
-    xs, ys = _cuts([*a, *b])
-    first, second = _covered(a, xs, ys), _covered(b, xs, ys)
-    union = _covered_area(first | second, xs, ys)
-    return min(_covered_area(first & second, xs, ys) / union, 1.0) if union > 0 else 0.0
-
-
 def enclosing(boxes: Iterable[Box]) -> Box:
     """The least box that holds all boxes.
 
@@ -243,30 +220,3 @@ def _areas(boxes: Float[np.ndarray, "*boxes 4"]) -> Float[np.ndarray, "*boxes"]:
 
 def _array(boxes: Sequence[Box]) -> Float[np.ndarray, "boxes 4"]:
     return np.asarray(boxes, dtype=np.float64).reshape(len(boxes), 4)
-
-
-def _cuts(boxes: Sequence[Box]) -> tuple[Float[np.ndarray, "xs"], Float[np.ndarray, "ys"]]:
-    array = _array(boxes)
-    return np.unique(array[:, 0::2]), np.unique(array[:, 1::2])
-
-
-def _covered(
-    boxes: Sequence[Box], xs: Float[np.ndarray, "xs"], ys: Float[np.ndarray, "ys"]
-) -> Bool[np.ndarray, "xs ys"]:
-    """Which rectangles between neighbouring cuts lie in a box: +1 and -1 at its corners, summed along both axes."""
-    array = _array(boxes)
-    array = array[_areas(array) > 0]
-    steps = np.zeros((len(xs) + 1, len(ys) + 1), dtype=np.int64)
-    left, right = np.searchsorted(xs, array[:, 0]), np.searchsorted(xs, array[:, 2])
-    top, bottom = np.searchsorted(ys, array[:, 1]), np.searchsorted(ys, array[:, 3])
-    for x, y, sign in ((left, top, 1), (right, bottom, 1), (left, bottom, -1), (right, top, -1)):
-        np.add.at(steps, (x, y), sign)
-    return steps.cumsum(axis=0).cumsum(axis=1)[:-1, :-1] > 0
-
-
-def _covered_area(
-    covered: Bool[np.ndarray, "xs ys"], xs: Float[np.ndarray, "xs"], ys: Float[np.ndarray, "ys"]
-) -> float:
-    if not covered.any():
-        return 0.0
-    return float(np.diff(xs) @ covered[:-1, :-1] @ np.diff(ys))
