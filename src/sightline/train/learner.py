@@ -128,14 +128,33 @@ class Learner:
                 terms[name] = terms.get(name, 0.0) + float(value)
             terms["update/tokens"] = terms.get("update/tokens", 0.0) + batch.ids.numel()
         terms["update/tokens_unshared"] = float(sum(len(r.prompt_ids) + len(r.ids) for g in groups for r in g.rollouts))
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.optim.clip_norm)
-        if carried and not torch.isfinite(norm):
-            raise FloatingPointError(f"the gradient norm is {float(norm)}; lower optim.lr or check the rewards")
-        if carried:
-            self.optimizer.step()
-        terms["update/grad_norm"] = float(norm)
+        terms["update/grad_norm"] = self._apply() if carried else 0.0
         return terms
+
+    def imitate(self, batches: Sequence[Batch], step: int) -> Update:
+        """One supervised step: the mean log-prob of all demonstrated tokens rises."""
+        started = time.perf_counter()
+        lr = self._set_lr(step)
+        self.policy.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        total = sum(len(b.target) for b in batches)
+        loss = 0.0
+        for batch in batches:
+            part = -self.policy.module(batch).logprobs.sum() / total
+            part.backward()
+            loss += float(part)
+        norm = self._apply()
+        metrics = {"supervised/loss": loss, "update/grad_norm": norm, "update/lr": lr}
+        return Update(metrics=metrics, seconds={"update": time.perf_counter() - started})
+
+    def _apply(self) -> float:
+        """Clips the gradient and takes one optimiser step; returns the norm before clipping."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.optim.clip_norm))
+        if not np.isfinite(norm):
+            raise FloatingPointError(f"the gradient norm is {norm}; lower optim.lr or check the rewards")
+        self.optimizer.step()
+        return norm
 
     def _with_old(self, batch: Batch, groups: Sequence[Group]) -> Batch:
         """Old log-probs where they were measured; without them the update is strictly on-policy."""

@@ -14,6 +14,7 @@ from sightline.train.health import alarms, group_metrics
 from sightline.train.rounds import Rounds
 from sightline.train.run import Run, gather, measure, open_run, sample
 from sightline.train.scoring import credit, score
+from sightline.train.supervised import imitate
 from sightline.types import Group, StepStats
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class Reporter(Protocol):
     """Shows and stores what happens; implemented in `report/reporter.py`."""
 
     def start(
-        self, manifest: Mapping[str, Any], *, resume_step: int | None, decode_piece: Any, frame: Frame | None
+        self, manifest: Mapping[str, Any], *, resume_step: int, decode_piece: Any, frame: Frame | None
     ) -> None: ...
     def step(self, stats: StepStats, groups: Sequence[Group]) -> None: ...
     def evaluation(self, row: Mapping[str, Any]) -> None: ...
@@ -44,32 +45,38 @@ def train(recipe: Recipe, folder: Path, reporter: Reporter) -> None:
         reporter: receives every step, logged group and evaluation.
     """
     with open_run(recipe, folder) as run:
-        reporter.start(
-            run.manifest(), resume_step=run.step or None, decode_piece=run.policy.piece, frame=run.policy.frame
-        )
+        reporter.start(run.manifest(), resume_step=run.step, decode_piece=run.policy.piece, frame=run.policy.frame)
         if run.step == 0:
             run.evaluate(reporter, "start")
-        while run.step < recipe.train.steps:
-            rounds = Rounds(recipe.data.records_per_step, recipe.train.dynamic_sampling.max_rounds)
-            while rounds.missing:  # one round, or more where dynamic sampling replaces groups without signal
-                records = run.data.next(rounds.missing)
-                rollouts = rounds.timed("sample", lambda records=records: sample(run, records))
-                groups = gather(records, rollouts, run.policy.frame)
-                measured = rounds.timed("measure", lambda groups=groups: measure(run, groups))
-                scored = rounds.timed("score", lambda groups=measured: score(run.method, groups, run.context()))
-                rounds.add(credit(run.method, scored, mask_truncated=recipe.train.mask_truncated))
-            update = run.learner.step(rounds.groups, run.method, run.step)
-            stats = step_stats(run, rounds, update)
+        while run.step < run.steps:
+            groups, stats = imitate(run) if run.stage.kind == "supervised" else reinforce(run)
             run.step += 1
-            reporter.step(stats, rounds.groups)
-            if run.is_due(recipe.train.evaluate_every) and run.step < recipe.train.steps:
+            reporter.step(stats, groups)
+            if run.is_due(recipe.train.evaluate_every) and run.step < run.steps:
                 run.evaluate(reporter, f"step {run.step}")
-            if run.is_due(recipe.train.checkpoint_every) and run.step < recipe.train.steps:
+            if (run.is_due(recipe.train.checkpoint_every) or run.is_best) and run.step < run.steps:
                 run.save()
         if not run.is_finished:
             run.evaluate(reporter, "end")
             run.save(is_finished=True)
         reporter.finish()
+
+
+def reinforce(run: Run) -> tuple[list[Group], StepStats]:
+    """One step of reinforcement learning."""
+    recipe, method = run.recipe, run.method
+    rounds = Rounds(recipe.data.records_per_step, recipe.train.dynamic_sampling.max_rounds)
+    while rounds.missing:  # one round, or more where dynamic sampling replaces groups without signal
+        records = run.data.next(rounds.missing)
+        with rounds.timed("sample"):
+            groups = gather(records, sample(run, records), run.policy.frame)
+        with rounds.timed("measure"):
+            groups = measure(run, groups)
+        with rounds.timed("score"):
+            groups = score(method, groups, run.context())
+        rounds.add(credit(method, groups, mask_truncated=recipe.train.mask_truncated))
+    update = run.learner.step(rounds.groups, method, run.step)
+    return rounds.groups, step_stats(run, rounds, update)
 
 
 def step_stats(run: Run, rounds: Rounds, update: Update) -> StepStats:

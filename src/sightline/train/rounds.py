@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
 from sightline.types import Group
 
 __all__ = ["Rounds", "carries_signal"]
-
-T = TypeVar("T")
 
 
 def carries_signal(group: Group) -> bool:
@@ -62,12 +60,12 @@ class Rounds:
             (self._kept if is_kept else self._flat).append(group)
         self._rounds += 1
 
-    def timed(self, part: str, work: Callable[[], T]) -> T:
-        """Runs one part of a round and adds up its seconds."""
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Adds the seconds of one part of a round."""
         started = time.perf_counter()
-        result = work()
+        yield
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - started
-        return result
 
     def metrics(self) -> dict[str, float]:
         used = sum(len(g) for g in self.groups)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sightline.config import Recipe
     from sightline.data.stream import DataStream
     from sightline.geometry.frames import Frame
-    from sightline.methods.base import Context, Method
+    from sightline.methods.base import Context, Method, Stage
     from sightline.policy.load import Policy
     from sightline.sampling.base import Sampler, SamplingSettings
     from sightline.train.checkpoint import Checkpoints, Saved
@@ -52,6 +52,25 @@ class Run:
     is_best: bool = False
     history: list[Mapping[str, float]] = field(default_factory=list)
 
+    @property
+    def stages(self) -> tuple[tuple[Stage, int], ...]:
+        """The method's stages, each with the step at which it ends."""
+        ends, at = [], 0
+        for stage in self.method.stages():
+            at += self.recipe.train.steps if stage.steps is None else stage.steps
+            ends.append((stage, at))
+        return tuple(ends)
+
+    @property
+    def steps(self) -> int:
+        """Steps of all stages together."""
+        return self.stages[-1][1]
+
+    @property
+    def stage(self) -> Stage:
+        """The stage of the step that runs now."""
+        return next(stage for stage, end in self.stages if self.step < end)
+
     def context(self) -> Context:
         from sightline.methods.base import Context
 
@@ -78,7 +97,7 @@ class Run:
             "model": self.recipe.model.name,
             "frame": self.policy.frame.describe(),
             "seed": self.recipe.train.seed,
-            "steps": self.recipe.train.steps,
+            "steps": self.steps,
             "threads": torch.get_num_threads(),
             "device": str(self.policy.device),
             "versions": {
@@ -135,7 +154,7 @@ class Run:
         state, tensors = saved.state, saved.tensors()
         self.step = saved.step
         # more steps than the finished run had: it goes on
-        self.is_finished = bool(state["is_finished"]) and saved.step >= self.recipe.train.steps
+        self.is_finished = bool(state["is_finished"]) and saved.step >= self.steps
         self.data.load_state(state["data"])
         self.archive.load_state(state["archive"], where=str(saved.folder / "state.json"))
         self.history = list(state["history"])
@@ -173,8 +192,9 @@ def open_run(recipe: Recipe, folder: Path) -> Iterator[Run]:
     checkpoints = Checkpoints(folder, recipe.train.keep)
     saved = checkpoints.latest()
     policy = _policy(recipe, saved.folder if saved else None, load_policy)
+    total = sum(recipe.train.steps if s.steps is None else s.steps for s in method.stages())
     learner = Learner(
-        policy, recipe.optim, steps=recipe.train.steps, temperature=recipe.sampling.temperature,
+        policy, recipe.optim, steps=total, temperature=recipe.sampling.temperature,
         token_budget=recipe.train.token_budget, shares=recipe.model.attention == "tree", seed=recipe.train.seed,
     )  # fmt: skip
     if method.config.objective.kl > 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,14 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sightline.errors import UserError
+from sightline.language.prompts import prompt
 from sightline.policy.batch import Batch, collate, microbatches
 from sightline.policy.tree import build_tree, rollout_path
-from sightline.types import ImageRef, ImageSlot, Prompt, Rollout, Span, Turn
+from sightline.types import Group, ImageRef, ImageSlot, Prompt, Record, Rollout, Span, StepStats, Turn
 
 if TYPE_CHECKING:
+    from sightline.geometry.frames import Frame
     from sightline.policy.load import Policy
+    from sightline.train.run import Run
 
-__all__ = ["UserTurn", "demonstration", "supervised_batches", "supervised_loss"]
+__all__ = ["UserTurn", "demonstration", "imitate", "replies", "supervised_batches", "supervised_loss"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,42 @@ def demonstration(policy: Policy, prompt: Prompt, turns: Sequence[str | UserTurn
         sampled=np.concatenate(sampled), logprobs=np.zeros(at, np.float32), finish="stop",
         text="".join(t for t in turns if isinstance(t, str)), turns=tuple(spans), images=images,
     )  # fmt: skip
+
+
+def imitate(run: Run) -> tuple[list[Group], StepStats]:
+    """One supervised step: each record's reply in every stream that reinforcement would sample."""
+    started = time.perf_counter()
+    groups = []
+    for record in run.data.next():
+        shown = [
+            (s, prompt(record, s.name, s.template, run.policy.style, forced_prefix=s.forced_prefix))
+            for s in run.method.streams(record)
+        ]
+        groups.append([demonstration(run.policy, p, replies(record, s.template, run.policy.frame)) for s, p in shown])
+    batches = supervised_batches(run.policy, groups, run.recipe.train.token_budget)
+    update = run.learner.imitate(batches, run.step)
+    metrics = {**update.metrics, "supervised/replies": float(sum(len(g) for g in groups))}
+    return [], StepStats(step=run.step, metrics=metrics, seconds={"supervised": time.perf_counter() - started})
+
+
+def replies(record: Record, template: str, frame: Frame) -> tuple[str, ...]:
+    """The reply a record gives for a template: `meta.replies[template]`, or what the truth of a scene says.
+
+    Raises:
+        UserError: the record has neither.
+    """
+    given = record.meta.get("replies", {}).get(template)
+    if given is not None:
+        return (given,) if isinstance(given, str) else tuple(given)
+    if "objects" not in record.meta:
+        raise UserError(
+            f"no reply for the template '{template}'", where=f"record {record.id}: meta.replies",
+            hint='a supervised stage needs rows with meta: {"replies": {"' + template + '": "..."}}',
+        )  # fmt: skip
+    from sightline.scenes.texts import reply
+
+    size = record.images[0].size
+    return reply(record, template, lambda box: frame.write(box, size))
 
 
 def supervised_batches(policy: Policy, groups: Sequence[Sequence[Rollout]], token_budget: int) -> list[Batch]:
