@@ -95,14 +95,14 @@ class Data(Section):
     train: str = Field(
         default="scenes:hard",
         min_length=1,
-        description="training records: a .jsonl or .parquet file, or `scenes:LEVEL`",
+        description="training records: a .jsonl or .parquet file, or `scenes:LEVEL` with LEVEL easy, hard or zoom",
     )
     validation: str | None = Field(
         default=None, description="held-out records for evaluation, same forms as `train`; null for none"
     )
     types: Names | None = Field(
         default=None,
-        description="question types of the scenes to draw, e.g. [mark, count]; null for the level's own mix",
+        description="question types of the scenes to draw, taking turns: mark, count, relation, region; null for mark",
     )
     reader: str = Field(
         default="ours",

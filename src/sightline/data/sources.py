@@ -56,7 +56,7 @@ class SceneSource:
         return None
 
     def at(self, index: int) -> Record:
-        from sightline.scenes import record_at
+        from sightline.scenes.stream import record_at
 
         return record_at(self.level, self.split, self.seed, index, types=self.types)
 
@@ -80,10 +80,15 @@ def open_source(
         seed: which scenes; a file ignores it.
         reader, image_root, frame: how to read a file.
         limit: only the first so many records.
-        types: question types of scenes; None for the level's own mix.
+        types: question types of scenes, taking turns; None for mark alone.
+
+    Raises:
+        UserError: no such file, level or question type, or a bad row.
     """
     if name.startswith(PREFIX):
         level = name[len(PREFIX) :]
         chosen = None if types is None else tuple(types)
-        return SceneSource(level=level, split=split, seed=seed, types=chosen, limit=limit)
+        source = SceneSource(level=level, split=split, seed=seed, types=chosen, limit=limit)
+        source.at(0)  # an unknown level or question type is refused here, not in the middle of a run
+        return source
     return read_records(name, reader, image_root=image_root, frame=frame, limit=limit)
