@@ -208,7 +208,7 @@ def stats(step: int, gain: float, *, grounded: bool, total_steps: int = 120) -> 
         }
     if grounded:
         metrics |= {"reward/grounded/box": 0.35 + 0.3 * rise, "archive/size": 40.0 + 6 * step}
-    metrics |= {"policy/kl": 0.004 * rise, "policy/entropy": 0.6 - 0.25 * rise, "optim/gradient_norm": 0.9}
+    metrics |= {"policy/kl": 0.004 * rise, "policy/entropy": 0.6 - 0.25 * rise, "update/grad_norm": 0.9}
     alarms = ("reward/textual: deviation is zero in 7 of 8 groups",) if step in (31, 64) else ()
     return StepStats(step=step, metrics=metrics, seconds={"sample": 0.9, "score": 0.1, "update": 1.4}, alarms=alarms)
 

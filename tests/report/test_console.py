@@ -84,6 +84,23 @@ def test_watch_merges_arms_that_others_write(tmp_path: Path, synthetic) -> None:
     assert "+11.4" in text
 
 
+def test_watch_shows_a_resumed_arm_once(tmp_path: Path) -> None:
+    def write(steps: range, resume_step: int | None = None) -> None:
+        writer = RunWriter(tmp_path, resume_step=resume_step)
+        writer.manifest({"method": "grpo", "steps": 6})
+        for i in steps:
+            writer.step(StepStats(step=i, metrics={"loss/total": float(i)}, alarms=(f"KL {i}.5 above 0.2",)))
+
+    write(range(4))
+    events = [lambda: True, lambda: write(range(2, 6), 2) or True, lambda: False]
+    console = plain_console()
+    watch(tmp_path, RunConsole(console, every=1), lambda: events.pop(0)(), pause=0.0)
+    lines = text_of(console).splitlines()
+    assert sum("step 1/6" in line for line in lines) == 1
+    assert sum("step 5/6" in line for line in lines) == 1
+    assert [line for line in lines if "KL" in line] == ["step 0: KL 0.5 above 0.2"]
+
+
 def test_watch_waits_for_folders_that_do_not_exist_yet(tmp_path: Path) -> None:
     looks = iter([True, False])
 
@@ -126,6 +143,14 @@ def test_metrics_have_unique_names_and_whole_sentences() -> None:
         assert m.name == m.name.lower()
         assert m.sentence.endswith(".")
         assert metric(m.name.replace("{", "").replace("}", "")) is not None
+
+
+def test_every_metric_of_a_step_is_defined(synthetic) -> None:
+    from sightline.train.health import group_metrics
+
+    logged = group_metrics([synthetic.group(11, 5, synthetic.Vocabulary(), grounded=True)])
+    assert len(logged) > 20
+    assert [name for name in logged if metric(name) is None] == []
 
 
 def test_exact_names_win_over_patterns() -> None:

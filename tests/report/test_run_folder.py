@@ -87,6 +87,16 @@ def test_resumed_manifest_keeps_the_first_start(tmp_path: Path) -> None:
     assert RunFolder(tmp_path).manifest["started"] == "monday"
 
 
+def test_a_run_that_starts_over_drops_what_an_earlier_attempt_left(tmp_path: Path) -> None:
+    for _ in range(2):
+        reporter = Reporter(tmp_path, writes_page=False)
+        reporter.start({"method": "grpo"})
+        reporter.evaluation({"step": 0, "label": "start", "mode": "textual", "metrics": {}})
+        reporter.step(step(0))
+    assert len(read_lines(tmp_path / "events.jsonl")) == 1
+    assert len(RunFolder(tmp_path).evaluations) == 1
+
+
 def test_keep_lines_leaves_an_untouched_file_alone(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     append_line(path, {"step": 1})
@@ -106,8 +116,10 @@ def test_tail_reads_each_line_once_and_waits_for_its_end(tmp_path: Path) -> None
     with path.open("a") as file:
         file.write(": 1}\n")
     assert tail.read() == [{"step": 1}]
-    path.write_text('{"step": 7}\n')
-    assert tail.read() == [{"step": 7}]
+    keep_lines(path, lambda row: row["step"] < 1)
+    append_line(path, {"step": 7})
+    append_line(path, {"step": 8})
+    assert tail.read() == [{"step": 0}, {"step": 7}, {"step": 8}]
 
 
 def test_arms_come_in_the_order_of_the_recipe(tmp_path: Path) -> None:

@@ -128,6 +128,15 @@ def test_budget_is_kept(demo: Path) -> None:
     assert len(page.encode()) < 150_000 + 90_000  # the page's own style, script and table
 
 
+def test_an_alarm_that_keeps_ringing_is_one_line(tmp_path: Path) -> None:
+    writer = RunWriter(tmp_path)
+    for i in range(6):
+        alarms = (f"KL {i}.25 above 0.2",) if i != 3 else ()
+        writer.step(StepStats(step=i, metrics={}, alarms=alarms))
+    found = page_data(RunFolder(tmp_path), groups_per_arm=1, budget=10_000)["arms"][0]["alarms"]
+    assert [(entry["step"], entry["last"]) for entry in found] == [(0, 2), (4, 5)]
+
+
 def test_curves_are_averaged_over_equal_runs_of_steps() -> None:
     steps = [StepStats(step=i, metrics={"a/b": float(i)}) for i in range(1000)]
     found = curves(steps)

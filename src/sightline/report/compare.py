@@ -56,11 +56,15 @@ def mode_title(mode: str) -> str:
 
 
 def series(evaluations: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
-    """Evaluations by (mode, split) in order of steps; a label that names no phase of the run is a split."""
-    rows: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    """Evaluations by (mode, split) in order of steps; a label that names no phase of the run is a split.
+
+    Of two evaluations with the same step and label the later one counts.
+    """
+    rows: dict[tuple[str, str], dict[tuple[int, str], Mapping[str, Any]]] = {}
     for row in evaluations:
-        rows.setdefault((str(row.get("mode", "")), _split(str(row.get("label", "")))), []).append(row)
-    return rows
+        mode, label = str(row.get("mode", "")), str(row.get("label", ""))
+        rows.setdefault((mode, _split(label)), {})[(int(row.get("step", 0)), label)] = row
+    return {key: sorted(found.values(), key=lambda row: row.get("step", 0)) for key, found in rows.items()}
 
 
 def compare(evaluations: Iterable[Mapping[str, Any]]) -> list[Comparison]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sightline.report.compare import Comparison, compare, interval
 from sightline.report.events import RunFolder, stats_of
-from sightline.report.figures import change_text, clock, interval_text, number, sparkline
+from sightline.report.figures import alarm_kind, change_text, clock, interval_text, number, sparkline
 from sightline.report.lines import Tail
 from sightline.report.metrics import measure
 from sightline.types import StepStats
@@ -33,7 +33,7 @@ _HEADLINES = (
     "rollout/*/iou",
     "policy/kl",
     "policy/entropy",
-    "optim/gradient_norm",
+    "update/grad_norm",
 )
 _ROWS = 14
 
@@ -96,11 +96,15 @@ class RunConsole:
             self._live.start()
 
     def step(self, stats: StepStats, *, arm: str = "") -> None:
-        """Show one step; alarms are printed and stay above the live view."""
+        """Show one step; an alarm is printed when it begins to ring and stays above the live view."""
         state = self._arms[arm]
+        if state.steps.get(stats.step) == stats:
+            return  # a resumed run's file is read again from its start
+        ringing = {alarm_kind(alarm) for alarm in state.last.alarms} if state.last else set()
         state.steps[stats.step] = stats
         for alarm in stats.alarms:
-            self._print(f"{_prefix(arm)}step {stats.step}: {alarm}", style="yellow")
+            if alarm_kind(alarm) not in ringing:
+                self._print(f"{_prefix(arm)}step {stats.step}: {alarm}", style="yellow")
         if self._live:
             self._live.update(self._view())
         elif stats.step % self._every == 0 or stats.step == state.total - 1:

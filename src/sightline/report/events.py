@@ -39,7 +39,7 @@ class RunWriter:
     Args:
         folder: created if it is absent.
         resume_step: the first step that will run now. Events and rollouts of it and later steps are dropped, and
-            evaluations of later steps (one made at this very step is replaced if it is made again).
+            evaluations of later steps; a run that starts again at step 0 makes all of them again.
     """
 
     def __init__(self, folder: str | Path, *, resume_step: int | None = None) -> None:
@@ -53,7 +53,7 @@ class RunWriter:
         if resume_step is not None:
             keep_lines(self._events, lambda row: row["step"] < resume_step)
             keep_lines(self._rollouts, lambda row: row["step"] < resume_step)
-            keep_lines(self._evaluations, lambda row: row["step"] <= resume_step)
+            keep_lines(self._evaluations, lambda row: 0 < resume_step >= row["step"])
 
     def manifest(self, manifest: Mapping[str, Any]) -> None:
         """Write `run.json`; a resumed run keeps the moment at which it first started."""

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 
 from sightline.report.compare import Interval
 from sightline.report.metrics import Measure
 
-__all__ = ["change_text", "clock", "interval_text", "number", "range_text", "sparkline", "value_text"]
+__all__ = ["alarm_kind", "change_text", "clock", "interval_text", "number", "range_text", "sparkline", "value_text"]
 
 _BARS = "▁▂▃▄▅▆▇█"
+
+
+def alarm_kind(text: str) -> str:
+    """An alarm without its numbers, by which the alarms of consecutive steps are known to be the same.
+
+    Example:
+        >>> alarm_kind("box rate of grounded 0.02 below 0.1")
+        'box rate of grounded # below #'
+    """
+    return re.sub(r"[-−]?\d[\d.]*(e[-+]?\d+)?", "#", text)
 
 
 def number(value: float) -> str:

@@ -95,20 +95,21 @@ def keep_lines(path: Path, is_kept: Callable[[dict[str, Any]], bool]) -> None:
 
 
 class Tail:
-    """Reads what was appended to a file since the last look; starts over when the file became shorter."""
+    """Reads what was appended to a file since the last look; starts over when the file was replaced or cut."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self._position, self._rest = path, 0, b""
+        self.path, self._position, self._file_number = path, 0, -1
 
     def read(self) -> list[dict[str, Any]]:
-        """The rows that were completed since the last call."""
+        """The rows that were completed since the last call; a line without its newline waits for the next one."""
         if not self.path.exists():
             return []
-        if self.path.stat().st_size < self._position:
-            self._position, self._rest = 0, b""
         with self.path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if status.st_ino != self._file_number or status.st_size < self._position:
+                self._position, self._file_number = 0, status.st_ino
             file.seek(self._position)
             data = file.read()
-        self._position += len(data)
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        return [json.loads(line) for line in lines if line.strip()]
+        end = data.rfind(b"\n") + 1
+        self._position += end
+        return [json.loads(line) for line in data[:end].split(b"\n") if line.strip()]

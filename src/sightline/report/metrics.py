@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from sightline.evaluate.metrics import METRICS as EVALUATION_METRICS
+
 __all__ = ["MEASURES", "METRICS", "Measure", "Metric", "measure", "metric", "sentence"]
 
 
@@ -67,45 +69,51 @@ METRICS: tuple[Metric, ...] = (
     Metric("policy/clip_low", "Share of sampled tokens clipped at the lower bound."),
     Metric("policy/clip_high", "Share of sampled tokens clipped at the upper bound."),
     Metric("policy/dual_clip", "Share of sampled tokens with negative advantage bounded by the dual clip."),
-    Metric("policy/sampler_gap", "Mean absolute difference between log-probs of the sampler and of the learner."),
-    Metric("optim/gradient_norm", "Norm of the gradient before clipping."),
-    Metric("optim/lr", "Learning rate of the step."),
-    Metric("optim/updates", "Optimiser updates made so far."),
-    Metric("judge/calls", "Questions put to the judge in this step, those answered from the cache included."),
+    Metric("policy/shift", "Mean absolute change of the log-prob of sampled tokens since they were sampled."),
+    Metric("update/grad_norm", "Norm of the gradient before clipping."),
+    Metric("update/lr", "Learning rate of the step."),
+    Metric("update/tokens", "Tokens computed in the update, every shared token once."),
+    Metric("update/tokens_unshared", "Tokens the update would compute if every rollout repeated its prompt."),
+    Metric("update/{name}", "'{name}' of the optimiser update."),
+    Metric("judge/calls", "Questions put to the judge since the start of the process, cached ones included."),
     Metric("judge/failures", "Questions the judge could not answer; their rollouts are masked, never scored zero."),
-    Metric("judge/cache_hits", "Questions answered from the cache."),
-    Metric("judge/seconds", "Time spent waiting for the judge."),
+    Metric("judge/cache_hits", "Questions answered from the cache since the start of the process."),
+    Metric("judge/seconds", "Time the judge took since the start of the process."),
+    Metric("judge/{name}", "'{name}' as the judge counts it since the start of the process."),
     Metric("archive/size", "Records with a reference in the archive."),
     Metric("archive/hits", "Share of the step's records that found a reference in the archive."),
+    Metric("archive/offered", "Rollouts that were good enough to be offered to the archive in this step."),
+    Metric("archive/added", "Records that received their first reference in this step."),
     Metric("archive/replaced", "References that a better rollout replaced in this step."),
     Metric("archive/age", "Mean age, in steps, of the references that were read."),
     Metric("archive/{name}", "'{name}' of the archive of references."),
-    Metric("sampling/tokens", "Tokens sampled in this step."),
-    Metric("sampling/tokens_per_second", "Tokens sampled per second."),
-    Metric(
-        "sampling/groups_drawn", "Groups sampled to fill the step; more than are used when flat ones are drawn again."
-    ),
-    Metric("sampling/{name}", "'{name}' of the sampler in this step."),
-    Metric("tree/tokens", "Tokens computed in the update, every shared token once."),
-    Metric("tree/saving", "Tokens of the padded batch divided by tokens of the token tree."),
-    Metric("tree/{name}", "'{name}' of the token trees of the step."),
-    Metric("memory/peak", "Peak memory of the process, in MiB."),
-    Metric("data/epoch", "Passes over the training records so far."),
+    Metric("sample/rollouts", "Rollouts sampled in this step, discarded ones included."),
+    Metric("sample/rounds", "Rounds of sampling; more than one where groups without signal were replaced."),
+    Metric("sample/discarded", "Rollouts sampled in vain because their group carried no signal."),
+    Metric("sample/tokens_per_second", "Tokens sampled per second of sampling."),
+    Metric("sample/{name}", "'{name}' of sampling."),
     Metric("eval/{mode}/{name}", "'{name}' on held-out records, answered in the mode {mode}."),
-    Metric("sft/loss", "Mean negative log-probability of the written tokens in supervised training."),
-    Metric("sft/{name}", "'{name}' of supervised training."),
+    Metric("supervised/replies", "Written replies the policy imitated in this step."),
+    Metric("supervised/{name}", "'{name}' of supervised training."),
     Metric("seconds/{part}", "Wall-clock seconds of the part '{part}' in one step."),
 )
 
-MEASURES: tuple[Measure, ...] = (
-    Measure("accuracy", "Accuracy", "Share of held-out questions answered correctly."),
-    Measure("iou", "Mean IoU", "Mean overlap of the boxes in the reasoning with the gold regions.", is_share=False),
-    Measure(
-        "region", "Right region", "Share of reasonings that name the part of the image in which the evidence lies."
-    ),
-    Measure("format", "Format", "Share of replies in the required form: one think block, then one answer block."),
-    Measure("box_rate", "Writes a box", "Share of replies with at least one valid box."),
-    Measure("tokens", "Tokens", "Mean number of tokens of a reply.", is_share=False),
+_TITLES = {
+    "iou": "Mean IoU",
+    "iou_recall": "IoU, recall",
+    "iou_union": "IoU of unions",
+    "iou_at_50": "IoU of 0.5 or more",
+}
+_TITLES |= {"region": "Right region", "box_rate": "Writes a box", "truncated": "Cut off", "unanswered": "No answer"}
+_PLAIN = {"iou", "iou_recall", "iou_union", "boxes", "tokens"}  # the others are shares
+
+
+def _measure(name: str, meaning: str, *, is_share: bool) -> Measure:
+    return Measure(name, _TITLES.get(name, name.replace("_", " ").capitalize()), meaning, is_share)
+
+
+MEASURES: tuple[Measure, ...] = tuple(
+    _measure(name, meaning, is_share=name not in _PLAIN) for name, meaning in EVALUATION_METRICS.items()
 )
 
 
@@ -134,5 +142,4 @@ def sentence(name: str) -> str:
 def measure(name: str) -> Measure:
     """The definition of an evaluation measure; unknown ones are shown as plain numbers under their own name."""
     known = {m.name: m for m in MEASURES}
-    title = name.replace("_", " ").capitalize()
-    return known.get(name) or Measure(name, title, f"'{name}' on held-out records.", is_share=False)
+    return known.get(name) or _measure(name, f"'{name}' on held-out records.", is_share=False)

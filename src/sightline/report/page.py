@@ -66,7 +66,8 @@ def render_page(run: RunFolder, *, groups_per_arm: int = 60, budget: int = 5_500
 def _header(run: RunFolder) -> dict[str, Any]:
     """The line of facts under the title; what differs between arms is listed once per arm value."""
     manifests = [run.manifest, *(arm.manifest for arm in run.arms)]
-    title = run.manifest.get("method") or " and ".join(arm.manifest.get("method") or arm.name for arm in run.arms)
+    methods = dict.fromkeys(str(arm.manifest.get("method") or arm.name) for arm in run.arms)
+    title = run.manifest.get("method") or " and ".join(methods)
 
     def values(key: str) -> str:
         return ", ".join(dict.fromkeys(str(m[key]) for m in manifests if m.get(key) not in (None, "", [], {})))
@@ -77,7 +78,11 @@ def _header(run: RunFolder) -> dict[str, Any]:
         ("steps", str(steps) if steps else ""),
         ("started", values("started").split(",")[0][:16].replace("T", " ")),
     ]
-    return {"title": str(title or run.name), "run": run.name, "facts": [(k, v) for k, v in facts if v]}
+    return {
+        "title": str(title or run.name),
+        "lead": str(run.manifest.get("recipe") or ""),
+        "facts": [(k, v) for k, v in facts if v],
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +108,12 @@ def _table(rows: Mapping[str, Sequence[Comparison]]) -> list[dict[str, Any]]:
     for number, (arm, comparisons) in enumerate(rows.items()):
         for comparison in comparisons:
             by_title.setdefault(comparison.title, []).append((number, arm, comparison))
-    table = [_measure_row(entries) for entries in by_title.values()]
+    has_grounded = any(c.measure.name == "iou" and c.mode == "grounded" for found in rows.values() for c in found)
+    table = [_measure_row(entries, has_grounded=has_grounded) for entries in by_title.values()]
     return sorted(table, key=lambda row: not row["is_headline"])
 
 
-def _measure_row(entries: Sequence[tuple[int, str, Comparison]]) -> dict[str, Any]:
+def _measure_row(entries: Sequence[tuple[int, str, Comparison]], *, has_grounded: bool) -> dict[str, Any]:
     comparisons = [comparison for _, _, comparison in entries]
     first = comparisons[0]
     ends = [end for c in comparisons for i in (c.before, c.after) for end in (i.low, i.high)]
@@ -116,12 +122,13 @@ def _measure_row(entries: Sequence[tuple[int, str, Comparison]]) -> dict[str, An
     low, span = low - pad, high - low + 2 * pad
     where = mode_title(first.mode) + (f", {first.split}" if first.split else "")
     is_silent = all(c.before.mean == c.after.mean == 0 for c in comparisons)
+    is_repeated = first.measure.name == "iou" and has_grounded and first.mode != "grounded"  # crops: the same boxes
     return {
         "title": first.measure.title,
         "where": where,
         "unit": "%" if first.measure.is_share else "",
         "sentence": first.measure.sentence,
-        "is_headline": first.measure.name in HEADLINES and not is_silent,
+        "is_headline": first.measure.name in HEADLINES and not is_silent and not is_repeated,
         "cells": [_cell(number, arm, c, low, span) for number, arm, c in entries],
     }
 

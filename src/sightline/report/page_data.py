@@ -9,6 +9,7 @@ from typing import Any
 from sightline.report.compare import interval, mode_title, series
 from sightline.report.environment import json_block
 from sightline.report.events import RunFolder
+from sightline.report.figures import alarm_kind
 from sightline.report.lines import plain
 from sightline.report.metrics import measure, sentence
 from sightline.report.pictures import data_uri
@@ -79,7 +80,7 @@ def pack_group(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _arm(run: RunFolder, count: int) -> dict[str, Any]:
-    alarms = [{"step": stats.step, "text": text} for stats in run.steps for text in stats.alarms]
+    alarms = _alarms(run.steps)
     shown = _sampled(run.rollouts, count)
     return {
         "name": run.name,
@@ -90,6 +91,22 @@ def _arm(run: RunFolder, count: int) -> dict[str, Any]:
         "groups": [pack_group(row) for row in shown],
         "group_count": len(run.rollouts),
     }
+
+
+def _alarms(steps: Sequence[StepStats]) -> list[dict[str, Any]]:
+    """One entry per alarm and unbroken run of steps in which it rang."""
+    found: list[dict[str, Any]] = []
+    ringing: dict[str, dict[str, Any]] = {}
+    for stats in steps:
+        still = {}
+        for text in stats.alarms:
+            entry = ringing.get(alarm_kind(text)) or {"step": stats.step, "text": text}
+            if entry["step"] == stats.step:
+                found.append(entry)
+            still[alarm_kind(text)] = entry
+            entry["last"] = stats.step
+        ringing = still
+    return found
 
 
 def _sampled(rows: Sequence[dict], count: int) -> list[dict]:

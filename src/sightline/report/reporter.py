@@ -61,14 +61,15 @@ class Reporter:
 
         Args:
             manifest: method, model, seed, frame (one line), steps, versions, arms.
-            resume_step: the first step that will run now; what the folder holds of it and of later ones is dropped.
+            resume_step: the first step that will run now, None for a run from the start; what the folder holds of
+                it and of later steps is dropped.
             decode_piece: text or bytes of one token id, for the token strip.
             frame: the policy's coordinate frame, kept with the rollouts.
         """
         self._decode_piece, self._frame = decode_piece, frame
         self._last_step = int(manifest["steps"]) - 1 if manifest.get("steps") else None
         self._is_first = not resume_step
-        self._writer = RunWriter(self.folder, resume_step=resume_step)
+        self._writer = RunWriter(self.folder, resume_step=resume_step or 0)
         self._writer.manifest({"started": datetime.now(UTC).isoformat(timespec="seconds"), **manifest})
         self._tell(lambda sink: sink.start(manifest, resume_step))
 

@@ -37,7 +37,7 @@ function buildCurves(data, pick) {
   const reward = streamCharts(arms, sentences, "total", "Reward");
   const accuracy = streamCharts(arms, sentences, "accuracy", "Accuracy");
   const first = [...rich, ...reward, ...accuracy].filter((chart) => chart.lines.length);
-  const further = ["rollout", "policy", "loss", "optim", "archive", "judge"].flatMap((area) =>
+  const further = ["rollout", "credit", "policy", "loss", "update", "archive", "judge", "sample", "seconds"].flatMap((area) =>
     unique(arms.flatMap((arm) => Object.keys(arm.curves.metrics))).filter((name) => name.startsWith(area + "/"))
       .map((name) => ({ title: name, sentence: sentences[name], lines: metricLines(arms, name) })));
   const rest = [...first.slice(4), ...held.filter((chart) => !rich.includes(chart)), ...further].filter((chart) => chart.lines.length);

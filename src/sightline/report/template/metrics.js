@@ -29,7 +29,7 @@ function buildAlarms(data) {
   const count = data.arms.reduce((sum, arm) => sum + arm.alarm_count, 0);
   if (!count) return;
   const section = document.getElementById("alarms"), badge = document.getElementById("alarm-badge");
-  const rows = all.map((alarm) => element("li", {}, element("b", { text: `step ${alarm.step}` }),
+  const rows = all.map((alarm) => element("li", {}, element("b", { text: alarm.last > alarm.step ? `steps ${alarm.step}–${alarm.last}` : `step ${alarm.step}` }),
     element("span", { text: (data.arms.length > 1 ? `${alarm.arm}: ` : "") + alarm.text })));
   section.append(element("ul", { class: "alarm-list" }, ...rows));
   if (count > all.length) section.append(element("p", { class: "empty", text: `${count - all.length} more in events.jsonl` }));
