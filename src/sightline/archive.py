@@ -13,8 +13,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from sightline.credit.config import Settings
 from sightline.errors import UserError
 from sightline.types import Box, Record, Reference
 
@@ -24,10 +25,8 @@ SCHEMA = 1
 _COUNTS = ("offered", "added", "replaced", "reads", "hits", "age")
 
 
-class ArchiveConfig(BaseModel):
+class ArchiveConfig(Settings):
     """Which reference of a Record is kept."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     policy: Literal["best_so_far", "current_step", "max_age"] = Field(
         default="best_so_far",

@@ -9,13 +9,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sightline.credit.group import Baseline
 from sightline.credit.weights import Normalisation
 
-__all__ = ["CreditConfig", "ObjectiveConfig"]
+__all__ = ["CreditConfig", "ObjectiveConfig", "Settings"]
 
 
-class CreditConfig(BaseModel):
-    """How the rewards of one (Record, stream) group become advantages."""
+class Settings(BaseModel):
+    """Base of every section of a method: unknown keys are errors, types are not coerced, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class CreditConfig(Settings):
+    """How the rewards of one (Record, stream) group become advantages."""
 
     how: Baseline = Field(
         default="grpo", description="baseline and scale: grpo, dr_grpo (no deviation) or rloo (leave-one-out)"
@@ -27,13 +31,11 @@ class CreditConfig(BaseModel):
     )
 
 
-class ObjectiveConfig(BaseModel):
+class ObjectiveConfig(Settings):
     """Clipped surrogate with a KL term to the reference policy.
 
     With `ratio: sequence` the clip range defaults to that of GSPO (arXiv 2507.18071) and the dual clip is off.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     clip_low: float = Field(
         default=0.2, ge=0, lt=1, description="epsilon low: ratios below 1 - clip_low stop pushing down"
