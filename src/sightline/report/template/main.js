@@ -125,6 +125,12 @@ function onKey(event) {
   if (actions[event.key]) { actions[event.key](); event.preventDefault(); }
 }
 
+// The arm that is shown first: the one whose rollouts come in most streams.
+function richestArm() {
+  const counts = data.arms.map((arm) => unique(arm.groups.flatMap((group) => group.rollouts.map((r) => r.stream))).length);
+  return counts.indexOf(Math.max(...counts));
+}
+
 function start() {
   const wanted = new URLSearchParams(location.hash.slice(1));
   if (/^(light|dark)$/.test(wanted.get("theme"))) root.dataset.theme = wanted.get("theme");
@@ -137,7 +143,7 @@ function start() {
   document.addEventListener("keydown", onKey);
   const arm = data.arms.findIndex((a) => a.name === wanted.get("arm"));
   const step = wanted.has("step") ? Number(wanted.get("step")) : null;
-  if (data.arms.some((a) => a.groups.length)) view.go({ arm: arm < 0 ? data.arms.findIndex((a) => a.groups.length) : arm, step: Number.isFinite(step) ? step : null, id: wanted.get("record") });
+  if (data.arms.some((a) => a.groups.length)) view.go({ arm: arm < 0 ? richestArm() : arm, step: Number.isFinite(step) ? step : null, id: wanted.get("record") });
   root.dataset.ready = "";
 }
 
