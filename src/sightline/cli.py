@@ -38,7 +38,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "play": ("play:Play", "be the policy: type a reply, see its reward breakdown"),
     "scenes build-policy": ("scenes:BuildPolicy", "train the embedded policy from nothing"),
 }
-OVERRIDABLE = ("train", "play", "recipe show", "recipe diff")  # take `--section.key value` beside their own options
+OVERRIDABLE = (
+    "train",
+    "play",
+    "score",
+    "recipe show",
+    "recipe diff",
+)  # take `--section.key value` beside their own options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -72,6 +72,15 @@ def test_presets_differ_and_unknown_ones_are_named(tmp_path, capsys):
         assert main(["score", source, "--preset", preset]) == 2
         assert message in capsys.readouterr().err
     assert main(["score", source, "--judge", "oracle"]) == 2
+    assert main(["score", source, "--judge", "http"]) == 2
+    assert "needs url and model" in capsys.readouterr().err
+    assert main(["score", source, "--jugde", "rules"]) == 2
+    assert "unknown option --jugde" in capsys.readouterr().err
+
+
+def test_keys_of_the_method_follow(tmp_path):
+    (scored,) = score(tmp_path, [row("grounded", RIGHT)], "--preset", "ivgr", "--method.weights.format", "0.5")
+    assert scored["total"] == pytest.approx(2.5)
 
 
 def test_the_frame_of_the_replies(tmp_path):

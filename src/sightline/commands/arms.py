@@ -23,19 +23,16 @@ def train_arms(recipe: Recipe, folder: Path) -> Path:
     Raises:
         UserError: an arm failed; the others have finished by then and the page is written.
     """
-    from sightline.config import resolved_yaml
+    from sightline.commands.train import keep_recipe
     from sightline.report.console import RunConsole, watch
     from sightline.report.events import RunWriter
     from sightline.report.page import write_page
 
     arms = recipe.arm_recipes()
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.yaml").write_text(resolved_yaml(recipe), encoding="utf-8")
+    keep_recipe(recipe, folder)
     RunWriter(folder).manifest({"arms": list(arms), "recipe": recipe.summary, "seed": recipe.train.seed})
     for name, arm in arms.items():
-        home = folder / "arms" / name
-        home.mkdir(parents=True, exist_ok=True)
-        (home / "recipe.yaml").write_text(resolved_yaml(arm), encoding="utf-8")
+        keep_recipe(arm, folder / "arms" / name)
     threads = max(arm.model.threads for arm in arms.values())
     processes = ArmProcesses(
         {name: arm_command(folder / "arms" / name) for name in arms},

@@ -24,12 +24,12 @@ class Scenes:
     """Number of records."""
     seed: int = 0
     """Which scenes; splits never share one."""
-    level: Literal["easy", "hard", "zoom"] = "hard"
-    """How small and how many the objects are; zoom needs a crop of the original."""
+    level: str = "hard"
+    """easy, hard, or zoom (readable only in a crop of the original)."""
     split: Literal["train", "validation", "test"] = "train"
     """Which of the disjoint sets."""
     types: tuple[Literal["mark", "count", "relation", "region"], ...] = ()
-    """Question types; default the level's own mix."""
+    """Question types, which take turns; default mark."""
 
     def run(self) -> int:
         from sightline.data import SceneSource, write_records

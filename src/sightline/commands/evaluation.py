@@ -37,6 +37,8 @@ class Evaluate:
     """`embedded:FAMILY`, a model folder, a Hub name, or a run folder (its newest checkpoint)."""
     data: str = "scenes:hard"
     """Records: a .jsonl or .parquet file, or `scenes:LEVEL` (their test split)."""
+    types: tuple[str, ...] = ()
+    """Question types of scenes: mark, count, relation, region; default mark."""
     modes: tuple[Mode, ...] = ("textual", "grounded")
     """How the questions are put."""
     limit: int = 500
@@ -68,7 +70,7 @@ class Evaluate:
         from sightline.sampling.base import SamplingSettings
 
         source(self.model)  # a mistake in the name is told before the records are made
-        records = held_out(self.data, self.limit, self.seed)
+        records = held_out(self.data, self.limit, self.seed, types=self.types)
         policy = open_policy(self.model, device=self.device, dtype=self.dtype)
         limit = token_limit(policy, self.max_new_tokens)
         settings = SamplingSettings(temperature=self.temperature, max_new_tokens=limit)
@@ -100,6 +102,7 @@ class Evaluate:
         return {
             "model": self.model,
             "data": self.data,
+            "types": list(self.types),
             "seed": self.seed,
             "temperature": self.temperature,
             "max_new_tokens": limit,
@@ -154,9 +157,9 @@ def estimate_table(evaluation: Evaluation, title: str) -> Table:
     from sightline.evaluate.metrics import METRICS
 
     table = Table(title=title, title_justify="left")
-    table.add_column("metric")
+    table.add_column("metric", no_wrap=True)
     for mode in evaluation.estimates:
-        table.add_column(mode, justify="right", no_wrap=True)
+        table.add_column(mode, justify="right")  # in a narrow terminal the interval moves below the mean
     for name in METRICS:
         scale, digits = _scale(name)
         cells = [
@@ -177,7 +180,7 @@ def difference_tables(comparison: Comparison) -> list[Table]:
     for mode, differences in comparison.differences.items():
         table = Table(title=f"{mode} (* = interval off zero)", title_justify="left")
         for column in ("metric", "n", "before", "after", "difference", "p (McNemar)"):
-            table.add_column(column, justify="left" if column == "metric" else "right", no_wrap=True)
+            table.add_column(column, justify="left" if column == "metric" else "right", no_wrap=column != "difference")
         for name, found in differences.items():
             scale, digits = _scale(name)
             table.add_row(

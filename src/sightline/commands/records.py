@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sightline.types import Record
 
 __all__ = ["held_out"]
 
 
-def held_out(name: str, count: int, seed: int = 0, *, reader: str = "ours") -> list[Record]:
+def held_out(name: str, count: int, seed: int = 0, *, types: Sequence[str] = (), reader: str = "ours") -> list[Record]:
     """Up to `count` records of a file in its order, or `count` scenes of the test split.
 
     Args:
         name: a .jsonl or .parquet file, or `scenes:LEVEL`.
         count: number of records.
         seed: which scenes; a file ignores it.
+        types: question types of scenes; default mark.
         reader: how to read a file.
     """
     from sightline.data import open_source
 
-    source = open_source(name, split="test", seed=seed, reader=reader, limit=count)
+    source = open_source(name, split="test", seed=seed, types=types or None, reader=reader, limit=count)
     return [source.at(i) for i in range(count if source.size is None else min(count, source.size))]

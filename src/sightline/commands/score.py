@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from tyro.conf import Positional
+from tyro.conf import Positional, Suppress
 
 from sightline.commands.frames import FrameName, frame_named
 from sightline.errors import UserError
 
 if TYPE_CHECKING:
+    from sightline.answers.judge_config import JudgeConfig
     from sightline.commands.logged import LoggedGroup
     from sightline.types import Group
 
@@ -27,7 +28,8 @@ class ScoreFile:
 
     A row of the file holds `record`, `question`, `answer`, `stream`, `step`, `text`, `sizes` ([[width, height], ...])
     and `boxes` (gold, pixels of the original image). Consecutive rows of the same record and step form a group; the
-    archive of references is carried from row to row. `rollouts.jsonl` of a run folder is read as well.
+    archive of references is carried from row to row. `rollouts.jsonl` of a run folder is read as well. Keys of the
+    method and of the judge may follow, e.g. `--judge.url http://localhost:8000/v1 --method.weights.format 0.5`.
     """
 
     file: Positional[Path]
@@ -36,16 +38,13 @@ class ScoreFile:
     """METHOD or METHOD/PRESET, e.g. ivgr/release."""
     judge: str = "rules"
     """rules, offline, or http."""
-    judge_url: str = ""
-    """Address of an OpenAI-compatible server (http only)."""
-    judge_model: str = ""
-    """Model the server runs (http only)."""
     frame: FrameName = "pixels"
     """Coordinates in which the replies write boxes, for rows that do not say so themselves."""
     limit: int | None = None
     """Score only the first so many groups."""
     out: Path | None = None
     """File to write; default standard output."""
+    overrides: Suppress[tuple[str, ...]] = ()
 
     def run(self) -> int:
         if self.out is not None and self.out.exists():
@@ -77,10 +76,10 @@ class ScoreFile:
         from sightline.methods.base import Context
         from sightline.train.scoring import archive_for, credit, score
 
-        name, _, preset = self.preset.partition("/")
-        method = load_method({"name": name, "preset": preset} if preset else {"name": name})
+        wanted, judging = self._sections()
+        method = load_method(wanted)
         archive = archive_for(method)
-        judge = build_judge(self._judge_config())
+        judge = build_judge(judge_config(judging))
         try:
             for logged in track(groups, "scoring", len(groups), is_shown=self.out is not None):
                 context = Context(judge=judge, archive=archive, frame=logged.frame, step=logged.step)
@@ -89,16 +88,30 @@ class ScoreFile:
         finally:
             judge.close()
 
-    def _judge_config(self) -> Any:
-        from pydantic import ValidationError
+    def _sections(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The sections `method` and `judge` that the options describe."""
+        from sightline.config.source import nested, parse_overrides
 
-        from sightline.answers.judge_config import JudgeConfig
+        given = nested(parse_overrides(self.overrides), "command line")
+        unknown = [key for key in given if key not in ("method", "judge")]
+        if unknown:
+            raise UserError(f"unknown option --{unknown[0]}", hint="options, --method.KEY and --judge.KEY")
+        name, _, preset = self.preset.partition("/")
+        method = {"name": name, **({"preset": preset} if preset else {}), **given.get("method", {})}
+        return method, {"kind": self.judge, **given.get("judge", {})}
 
-        values = {"kind": self.judge, "url": self.judge_url, "model": self.judge_model}
-        try:
-            return JudgeConfig.model_validate({name: value for name, value in values.items() if value})
-        except ValidationError as error:
-            raise UserError(error.errors()[0]["msg"], where=f"--judge {self.judge}") from error
+
+def judge_config(values: dict[str, Any]) -> JudgeConfig:
+    """The validated section `judge`; UserError names the first key that does not fit."""
+    from pydantic import ValidationError
+
+    from sightline.answers.judge_config import JudgeConfig
+
+    try:
+        return JudgeConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(first["msg"], where=".".join(("--judge", *map(str, first["loc"])))) from error
 
 
 def score_rows(group: Group, step: int) -> Iterator[dict[str, Any]]:

@@ -82,6 +82,7 @@ def train_one(recipe: Recipe, folder: Path) -> None:
     from sightline.report.trackers import build_sink
     from sightline.train.loop import train
 
+    keep_recipe(recipe, folder)
     is_arm = folder.resolve().parent.name == "arms"
     trackers = [build_sink(kind, folder, project=recipe.track.project) for kind in recipe.track.sinks]
     reporter = Reporter(
@@ -94,6 +95,16 @@ def train_one(recipe: Recipe, folder: Path) -> None:
     train(recipe, folder, reporter)
     if not is_arm:
         print(f"page: {(folder / 'report.html').resolve()}")
+
+
+def keep_recipe(recipe: Recipe, folder: Path) -> None:
+    """Writes the resolved recipe before anything else, so that a run killed at any moment is known as what it is."""
+    from sightline.config import resolved_yaml
+
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / "recipe.yaml.draft"
+    draft.write_text(resolved_yaml(recipe), encoding="utf-8")
+    draft.replace(folder / "recipe.yaml")
 
 
 def open_folder(wanted: Path, recipe: Recipe, *, is_fresh: bool = False, name: str = "RECIPE") -> Path:

@@ -23,7 +23,7 @@ METRICS: dict[str, str] = {
     "iou_recall": "Mean over gold boxes of the best IoU with a predicted box (the mIoU of TreeBench).",
     "iou_union": "IoU of the union of all predicted boxes with the union of all gold boxes.",
     "iou_at_50": "Share of records whose gold boxes are met with a mean best IoU of at least 0.5.",
-    "region": "Share of textual reasonings that name the right region of the image, by the truth of the scene.",
+    "region": "Share of reasonings in words that name the right part of the image, by the truth of the scene.",
     "format": "Share of replies that are one think block followed by one answer block.",
     "box_rate": "Share of replies with at least one valid box.",
     "boxes": "Boxes written per reply.",
@@ -31,6 +31,7 @@ METRICS: dict[str, str] = {
     "truncated": "Share of replies cut by the token limit.",
     "unanswered": "Share of replies in which no answer was found.",
 }
+SCENE_TRUTH = {"objects", "targets", "level", "side"}  # keys of `meta` that a scene fills
 _BOX_MODES = ("grounded", "crops", "crops+union")
 
 
@@ -91,5 +92,11 @@ def _overlap(result: ModeResult) -> dict[str, float]:
 
 
 def _region(result: ModeResult) -> float | None:
-    """Whether a textual reasoning names the right region; None for other modes and for records without truth."""
-    return None
+    """Whether a reasoning in words names the right region; None in the grounded mode and without scene truth."""
+    if result.mode == "grounded" or not result.record.meta.keys() >= SCENE_TRUTH:
+        return None
+    from sightline.scenes.truth import right_region
+
+    reading = result.reading
+    named = right_region(reading.text if reading.think is None else reading.think, result.record)
+    return None if named is None else float(named)
