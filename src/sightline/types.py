@@ -99,7 +99,7 @@ class ImageRef:
     size: Size
     digest: str
     path: str | None = None
-    pixels: np.ndarray | None = None  # uint8, (height, width, 3)
+    pixels: np.ndarray | None = field(default=None, compare=False)  # uint8, (height, width, 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +126,8 @@ class Record:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
-class ImageSlot(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ImageSlot:
     """Stands in a message where image number `index` of the Prompt is inserted."""
 
     index: int
