@@ -109,32 +109,51 @@ def evaluate(
         UserError: without records, for a repeated id, or for an unknown mode.
     """
     from sightline.sampling.base import SamplingSettings
-    from sightline.sampling.modes import answer
 
     _check(records, modes)
-    sampler = sampler or _local(policy)
-    settings = settings or SamplingSettings(temperature=0.0, max_new_tokens=256)
+    asked = _Asked(
+        policy, sampler or _local(policy), settings or SamplingSettings(temperature=0.0, max_new_tokens=256),
+        config, seed, step,
+    )  # fmt: skip
     rows: list[EvaluationRow] = []
     seconds = dict.fromkeys(modes, 0.0)
-    ordered = sorted(dict.fromkeys(modes), key=lambda mode: mode != "grounded")  # crop modes reuse the grounded pass
     starts = range(0, len(records), batch)
     for start in track(starts, f"evaluating {label}".rstrip(), len(starts), is_shown=is_shown):
-        part = records[start : start + batch]
-        grounded: list[ModeResult] | None = None
-        for mode in ordered:
-            began = time.perf_counter()
-            results = answer(
-                sampler, part, mode, config,
-                speaker=policy, settings=settings, seed=seed, step=step, grounded=grounded,
-            )  # fmt: skip
-            grounded = results if mode == "grounded" else grounded
+        began = time.perf_counter()
+        for mode, results in asked.answers(records[start : start + batch], modes):
             rows += _rows(results, judge)
             seconds[mode] += time.perf_counter() - began
+            began = time.perf_counter()
     rows.sort(key=lambda row: modes.index(row.mode))
     estimates = {
         mode: aggregate((row.metrics for row in rows if row.mode == mode), seed=seed, draws=draws) for mode in seconds
     }
     return Evaluation(rows=tuple(rows), estimates=estimates, seconds=seconds, label=label, step=step)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """How records are answered."""
+
+    speaker: Speaker
+    sampler: Sampler
+    settings: SamplingSettings
+    config: ModeConfig | None
+    seed: int
+    step: int
+
+    def answers(self, records: Sequence[Record], modes: Sequence[str]) -> Iterator[tuple[str, list[ModeResult]]]:
+        """Results by mode; the crop modes come after the grounded one, whose replies they start from."""
+        from sightline.sampling.modes import answer
+
+        grounded: list[ModeResult] | None = None
+        for mode in sorted(dict.fromkeys(modes), key=lambda mode: mode != "grounded"):
+            results = answer(
+                self.sampler, records, mode, self.config, speaker=self.speaker, settings=self.settings,
+                seed=self.seed, step=self.step, grounded=grounded,
+            )  # fmt: skip
+            grounded = results if mode == "grounded" else grounded
+            yield mode, results
 
 
 def write_table(evaluation: Evaluation, path: str | Path) -> Path:
