@@ -139,7 +139,9 @@ class _Comparison:
         a, b = self.r.entities[i], self.c.entities[j]
         mine, theirs = _count(a), _count(b)
         name = a.head or "object"
-        if mine is not None and theirs is not None:
+        if (theirs == 0 and mine is None and _says(self.r, i)) or (mine == 0 and theirs is None and _says(self.c, j)):
+            self.found.contradictions.append(f"{'no' if theirs == 0 else 'a'} {name}")
+        elif mine is not None and theirs is not None:
             if mine != theirs:
                 self.found.contradictions.append(f"{theirs} x {name} instead of {mine}")
             elif a.count is not None and b.count is not None and (mine != 1 or a.is_plural):

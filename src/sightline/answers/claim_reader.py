@@ -6,70 +6,28 @@ grammar: what it does not understand it skips, so a text it cannot read claims l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from sightline.answers.claims import Claims, Entity, Place, Relation, place_of_box, place_of_words
 from sightline.answers.lexicon import Lexicon
 from sightline.answers.phrases import NounPhrase, RegionPhrase, noun_follows, noun_phrase, region_phrase
-from sightline.answers.words import Word, sentences
-from sightline.types import Box, Size
+from sightline.answers.words import Word
+from sightline.types import Size
 
-__all__ = ["claims_of", "given_by"]
+__all__ = ["ClaimReader"]
 
 
-def claims_of(
-    text: str,
-    lexicon: Lexicon,
-    *,
-    boxes: Sequence[Box | None] = (),
-    size: Size | None = None,
-    given: Claims | None = None,
-) -> Claims:
-    """Everything `text` claims.
+_DIRECTIONS = {"top": "above", "bottom": "below", "center": "on"}
+_REFERRING = frozenset(("it", "he", "she", "they", "them", "him", "itself"))  # others continue: "which", "colored"
+
+
+class ClaimReader:
+    """Reads sentences one after the other into `claims`.
 
     Args:
-        text: boxes replaced by `words.placeholder`.
         lexicon: the words to know.
-        boxes: what the placeholders stand for, original pixels.
         size: size of the image in pixels; without it boxes claim nothing.
         given: entities of the question, which "it" and "the mark" may refer to.
-
-    Example:
-        >>> from sightline.answers.english import ENGLISH
-        >>> claims = claims_of("A crimson square sits at the upper left; the dot on it is not green.", ENGLISH)
-        >>> [(claims.name(i), [str(p) for p in e.places], e.denied) for i, e in enumerate(claims.entities)]
-        [('red square', ['top left'], {}), ('mark', [], {'color': frozenset({'green'})})]
     """
-    reader = _Reader(lexicon, size, given)
-    for words, is_question in sentences(text, lexicon, boxes):
-        if not is_question:
-            reader.read(words)
-    return reader.claims
 
-
-def given_by(question: str, lexicon: Lexicon) -> Claims:
-    """The objects a question names: what a text may refer to, and need not claim again.
-
-    What a yes-or-no question asks ("is the square green?") is a hypothesis and is left out.
-    """
-    reader = _Reader(lexicon, None, None)
-    is_hypothesis = False
-    for words, _ in sentences(question, lexicon):
-        is_hypothesis = is_hypothesis or words[0].kind == "is" or words[0].text in {"does", "do", "can", "has", "have"}
-        reader.read(words, naming_only=True)
-    claims = reader.claims
-    claims.relations.clear()
-    for entity in claims.entities:
-        entity.is_given, entity.is_asserted, entity.count = True, False, None
-        entity.given = frozenset(entity.attributes) | (frozenset(("place",)) if entity.places else frozenset())
-        entity.denied, entity.denied_places, entity.hedges = {}, [], 0
-        if is_hypothesis:
-            entity.places, entity.given = [], entity.given - {"place"}
-    claims.asked = 0 if claims.entities else None
-    return claims
-
-
-class _Reader:
     def __init__(self, lexicon: Lexicon, size: Size | None, given: Claims | None) -> None:
         self.lexicon, self.size = lexicon, size
         entities = [e.copy() for e in given.entities] if given else []
@@ -87,6 +45,7 @@ class _Reader:
         self.link: tuple[int, str, bool] | None = None  # source, relation, denied
         self.owner: int | None = None
         self.negated = self.rejected = self.predicated = self.is_pronoun = False
+        self.shared: dict[str, frozenset[str]] = {}  # what "two red objects: ..." says of each that follows
         self.waiting_places: list[Place] = []
         self.waiting_values: dict[str, frozenset[str]] = {}
         i = 0
@@ -94,7 +53,7 @@ class _Reader:
             i = self._step(i)
 
     def _step(self, i: int) -> int:
-        word = self.words[i]
+        word, self.start = self.words[i], i
         region = region_phrase(self.words, i)
         if region is not None:
             return self._place_region(region)
@@ -129,7 +88,7 @@ class _Reader:
             self._set_count(target, int(word.value))
 
     def _on_no(self, _: int, word: Word) -> None:
-        target = self._current()
+        target = self._current() if self._current() is not None else self.claims.asked
         if word.text in {"none", "zero"} and target is not None and not self.naming_only:
             self._set_count(target, 0)
 
@@ -138,7 +97,7 @@ class _Reader:
             self.subjects, self.last = [group], group
 
     def _on_pronoun(self, _: int, word: Word) -> None:
-        if word.text in {"which", "who"}:
+        if word.text not in _REFERRING:
             if self.last is not None:
                 self.subjects = [self.last]
             return
@@ -174,9 +133,18 @@ class _Reader:
         self.negated = self.rejected = False
         self.link = self.owner = None
 
-    _on_comma = _on_but
+    def _on_comma(self, i: int, word: Word) -> None:
+        self._on_but(i, word)
+        group = self._current()
+        if word.text == ":" and group is not None and self.claims.entities[group].is_plural:
+            self.shared = {d: v[0] for d, v in self.claims.entities[group].attributes.items()}
+            self.predicated = True
 
     def _on_relation(self, i: int, word: Word) -> None:
+        is_fronted = i == 0 or self.words[i - 1].kind in {"comma", "and"}
+        if word.value == "on" and is_fronted and i + 1 < len(self.words) and self.words[i + 1].text in _REFERRING:
+            self.owner = self._antecedent(None)  # "on it is a green mark"
+            return
         verb = word.value == "has" and word.text in {"has", "have", "had"}
         source = self.subjects[-1] if verb and self.subjects else self.last
         if source is not None and i + 1 < len(self.words):
@@ -200,6 +168,8 @@ class _Reader:
             owner = self.link[0] if owner is None else owner
         end = phrase.end
         is_owned = owner is not None
+        if phrase.head and not phrase.is_plural and not is_owned:
+            phrase.attributes = {**self.shared, **phrase.attributes}
         if owner is None and (found := self._owner_after(end, phrase)) is not None:
             owner, end = found
         self._use(self._mention(phrase, owner), is_owned=is_owned)
@@ -235,6 +205,10 @@ class _Reader:
 
     def _place_region(self, region: RegionPhrase) -> int:
         self.link = None  # the "in" of "in the top left" relates to no object
+        owner, self.owner = self.owner, None
+        if owner is not None and self.last is not None:  # "in its center", "on its left"
+            self._relate(self.last, _DIRECTIONS.get(region.names[0], region.names[0]), owner, self.negated)
+            return region.end
         if region.is_direction:
             self._direct(region)
         elif region.has_alternative:
@@ -255,7 +229,7 @@ class _Reader:
         if source is None:
             return
         before = {w.text for w in self.words[max(0, region.start - 2) : region.start]}
-        name = {"top": "above", "bottom": "below", "center": "on"}.get(region.names[0], region.names[0])
+        name = _DIRECTIONS.get(region.names[0], region.names[0])
         if len(region.names) > 1 or before & {"in", "at"}:
             name = "on"
         self.link = (source, name, self.negated)
@@ -300,7 +274,7 @@ class _Reader:
         self.waiting_places, self.waiting_values = [], {}
 
     def _after_and(self) -> bool:
-        return any(w.kind == "and" for w in self.words) and self.last == self.subjects[-1]
+        return self.start > 0 and self.words[self.start - 1].kind == "and" and self.last == self.subjects[-1]
 
     def _relate(self, source: int, name: str, target: int, denied: bool) -> None:
         entities = self.claims.entities
@@ -394,5 +368,7 @@ class _Reader:
     def _locate(self, index: int, place: Place) -> None:
         entity = self.claims.entities[index]
         known = entity.denied_places if self.negated else entity.places
-        if place not in known:
+        if known and (joined := known[-1].joined(place)) is not None:  # "at the top, on the left" is one place
+            known[-1] = joined
+        elif place not in known:
             known.append(place)

@@ -39,6 +39,12 @@ class Place:
         """`other` names every axis that this claim names; an open axis counts as the middle one."""
         return _named(self.rows, other.rows, "middle") and _named(self.columns, other.columns, "center")
 
+    def joined(self, other: Place) -> Place | None:
+        """One place out of two claims in words that name different axes; None if they do not."""
+        if self.centre or other.centre or (self.rows and other.rows) or (self.columns and other.columns):
+            return None
+        return Place(rows=self.rows or other.rows, columns=self.columns or other.columns)
+
     def within(self, other: Place) -> bool:
         """Every cell this claim allows is allowed by `other`."""
         return all(

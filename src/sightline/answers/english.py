@@ -65,11 +65,11 @@ _PATTERNS = _synonyms("""
     floral: flowered
 """)
 _POSTURES = _synonyms("""
-    standing: stands
-    sitting: seated, sits
+    standing: stands, stand
+    sitting: seated, sits, sit
     lying: reclining
-    walking: strolling, walks
-    running: sprinting, runs
+    walking: strolling, walks, walk
+    running: sprinting, runs, run
     sleeping: asleep
 """)
 _STATES = _synonyms("""

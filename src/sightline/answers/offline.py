@@ -1,6 +1,6 @@
 """The offline judge: deterministic agreement of two texts, without a model and without a network.
 
-Consistency: both texts are read into claims (`claim_reader`), the claims are compared (`agreement`), and the rubric of
+Consistency: both texts are read into claims (`text_claims`), the claims are compared (`agreement`), and the rubric of
 iVGR (arXiv 2605.31096) gives the level. A box is a location claim: in the coordinate frame of the request it names the
 3 x 3 cells that an honest speaker could name, so the right region agrees with it and a wrong one contradicts it.
 
@@ -14,10 +14,10 @@ import time
 from collections.abc import Sequence
 
 from sightline.answers.agreement import Agreement, agreement
-from sightline.answers.claim_reader import claims_of, given_by
 from sightline.answers.english import ENGLISH
 from sightline.answers.judge import JudgeRequest, JudgeStats, RulesJudge, Verdict
 from sightline.answers.lexicon import Lexicon
+from sightline.answers.text_claims import claims_of, given_by
 from sightline.answers.words import placeholder, sentences
 from sightline.geometry.frames import Frame
 from sightline.language.parse import read

@@ -19,7 +19,10 @@ _GRAMMAR: dict[str, str] = {
         ("a", "an", "the", "this", "that", "these", "those", "each", "every", "both", "some", "any"), "article"
     ),
     **dict.fromkeys(("another", "other", "further", "additional"), "another"),
-    **dict.fromkeys(("it", "he", "she", "they", "them", "him", "itself", "which", "who"), "pronoun"),
+    **dict.fromkeys(
+        ("it", "he", "she", "they", "them", "him", "itself", "which", "who", "colored", "coloured", "painted"),
+        "pronoun",
+    ),
     **dict.fromkeys(("its", "their", "whose", "his", "her", "'s"), "possessive"),
     **dict.fromkeys(("is", "are", "was", "were", "be", "being", "appears", "appear", "looks", "seems", "lies"), "is"),
     **dict.fromkeys(("located", "situated", "positioned", "placed", "found", "lying", "sits", "has been"), "located"),
@@ -28,7 +31,7 @@ _GRAMMAR: dict[str, str] = {
     **dict.fromkeys(("and", "&", "plus", "also"), "and"),
     **dict.fromkeys(("or", "either"), "or"),
     **dict.fromkeys(("but", "however", "while", "whereas", "although", "though"), "but"),
-    **dict.fromkeys((",", "(", ")", "-", "–", "—"), "comma"),
+    **dict.fromkeys((",", ":", "(", ")", "-", "–", "—"), "comma"),
     **dict.fromkeys(
         ("at", "to", "from", "toward", "towards", "into", "across", "around", "far", "very", "than"), "place"
     ),
@@ -42,8 +45,8 @@ _PLAIN = frozenset(
         "i we you let lets me my our us see sees look find notice observe identify check can could may might will "
         "would should do does did what where how many much if so then thus therefore hence because since as when only "
         "just exactly total altogether now first second third finally next final more most quite clearly indeed "
-        "visible shown seen present exists exist called named need have to for about get gets given based according means "
-        "maybe perhaps probably possibly likely please yes ok okay well too again still yet"
+        "visible shown seen present exists exist called named need have to for about get gets given based according "
+        "means maybe perhaps probably possibly likely please yes ok okay well too again still yet"
     )
 )
 _CONTRACTIONS = (
@@ -95,7 +98,7 @@ def sentences(text: str, lexicon: Lexicon, boxes: Sequence[Box | None] = ()) -> 
     found: list[tuple[list[Word], bool]] = []
     current: list[str] = []
     for piece in [*pieces, "."]:
-        if piece in {".", "!", "?", ";", ":", "\n"}:
+        if piece in {".", "!", "?", ";", "\n"}:
             if current:
                 found.append((_classified(current, lexicon, boxes), piece == "?"))
             current = []
