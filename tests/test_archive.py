@@ -88,13 +88,14 @@ def test_stats_count_the_present_step() -> None:
     archive.offer(reference("b", 1.0, 0.9, step=4))
     archive.offer(reference("b", 1.0, 0.8, step=4))
     assert [archive.read(key) is not None for key in "abxy"] == [True, True, False, False]
-    counted = {"offered": 3, "added": 1, "replaced": 1, "size": 2, "hits": 0.5, "age": 2.0, "mean_box": 0.5}
+    held = {"size": 2, "mean_age": 2.0, "mean_box": 0.5}
+    counted = {"offered": 3, "added": 1, "replaced": 1, "hits": 0.5, "age": 2.0, **held}
     assert archive.stats() == counted
     assert [r.key for r in archive.of_step(4)] == ["b"]
     archive.advance(4)
     assert archive.stats() == counted
     archive.advance(5)
-    assert archive.stats() == {"offered": 0, "added": 0, "replaced": 0, "size": 2, "mean_box": 0.5}
+    assert archive.stats() == {"offered": 0, "added": 0, "replaced": 0, **held, "mean_age": 3.0}
 
 
 def test_resumed_archive_equals_the_uninterrupted_one(tmp_path) -> None:

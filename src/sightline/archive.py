@@ -124,7 +124,7 @@ class Archive:
         """What the present step did, and what is held.
 
         `offered`, `added`, `replaced` count candidates; `hits` is the share of reads that found a reference and `age`
-        its mean age in steps; `size` and `mean_<score>` describe the references held.
+        its mean age in steps; `size`, `mean_age` and `mean_<score>` describe the references held.
         """
         held, counts = self.references(), self._counts
         stats = {name: float(counts[name]) for name in ("offered", "added", "replaced")}
@@ -133,6 +133,8 @@ class Archive:
             stats["hits"] = counts["hits"] / counts["reads"]
         if counts["hits"]:
             stats["age"] = counts["age"] / counts["hits"]
+        if held:
+            stats["mean_age"] = sum(self.step - reference.step for reference in held) / len(held)
         for name in dict.fromkeys(name for reference in held for name in reference.scores):
             values = [reference.scores[name] for reference in held if name in reference.scores]
             stats[f"mean_{name}"] = sum(values) / len(values)
@@ -147,7 +149,7 @@ class Archive:
             "references": [reference_row(reference) for reference in self._references.values()],
         }
 
-    def load_state(self, state: Mapping[str, Any], where: str = "archive") -> None:
+    def load_state(self, state: Any, where: str = "archive") -> None:
         """Replaces the content by a saved state.
 
         Raises:

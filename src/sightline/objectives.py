@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 
+@runtime_checkable
 class FoldedCredit(Protocol):
     """Credit of N unique sampled tokens, folded over the leaves that share each."""
 
@@ -46,6 +47,7 @@ class FoldedCredit(Protocol):
     def weight(self) -> Float[Tensor, "tokens"]: ...
 
 
+@runtime_checkable
 class TreePaths(Protocol):
     """The same credit before folding: M (leaf, token) pairs. `leaf` counts Rollouts from 0, `token` indexes the N."""
 
@@ -59,6 +61,7 @@ class TreePaths(Protocol):
     def weight(self) -> Float[Tensor, "pairs"]: ...
 
 
+@runtime_checkable
 class LossBatch(Protocol):
     """What a loss may read of a Batch. Old and reference log-probs are None where the learner did not need them."""
 
@@ -72,6 +75,7 @@ class LossBatch(Protocol):
     def reference_logprobs(self) -> Float[Tensor, "tokens"] | None: ...
 
 
+@runtime_checkable
 class LossOutputs(Protocol):
     """What a loss may read of a forward pass: log-probs with gradient, entropies if they were computed."""
 

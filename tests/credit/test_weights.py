@@ -107,7 +107,7 @@ def test_fractional_credit_weights_are_weighted_means() -> None:
 
 
 def test_mistakes_are_refused() -> None:
-    with pytest.raises(ValueError, match="mean"):
+    with pytest.raises((ValueError, TypeError), match="mean"):
         normalised_weights(GROUPS, "mean")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="with credit"):
         totals_of([Group(record=RECORD, rollouts=GROUPS[0].rollouts, readings=GROUPS[0].readings)])

@@ -7,12 +7,14 @@ baseline and the scale. A masked Rollout takes no part: not in the baseline, not
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
 
 from sightline.types import Credit, Group
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 __all__ = ["Baseline", "credit_for", "group_advantages", "is_flat"]
 

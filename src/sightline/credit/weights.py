@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from jaxtyping import Float
 
 from sightline.types import Group
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 __all__ = ["Normalisation", "Totals", "normalised_weights", "totals_of"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -35,6 +34,8 @@ def method_class(name: str) -> type[Method]:
     path = METHODS.get(name, name)
     module_name, _, class_name = path.partition(":")
     if not class_name:
+        import difflib
+
         near = difflib.get_close_matches(name, METHODS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(METHODS)}; or package.module:Class"
         raise UserError(f"unknown method {name!r}", where="method.name", hint=hint)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast, final
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast, final, runtime_checkable
 
 from pydantic import Field, model_validator
 
@@ -54,6 +54,7 @@ class NextTurn:
     images: tuple[ImageRef, ...] = ()
 
 
+@runtime_checkable
 class TurnRule(Protocol):
     """Decides after each turn of the policy whether a conversation goes on."""
 
@@ -62,6 +63,7 @@ class TurnRule(Protocol):
         ...
 
 
+@runtime_checkable
 class Probe(Protocol):
     """Something the learner measures about each Rollout in a scoring pass."""
 

@@ -124,7 +124,7 @@ def _image_size(rollout: Rollout, index: int) -> Size | None:
     return images[index].size if 0 <= index < len(images) else None
 
 
-def _mean(values: Sequence[float]) -> float | None:
+def _mean(values: Sequence[float | int]) -> float | None:
     return float(np.mean(values)) if len(values) else None
 
 
