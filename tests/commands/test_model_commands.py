@@ -83,6 +83,15 @@ def test_dry_run_counts_and_writes_nothing(checkpoints, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+def test_dry_run_downloads_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("a download"))
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"question": "a?", "answer": "b"}\n')
+    words = ["--data.train", str(data), "--data.reader", "ours", "--model.name", "nobody/no-such-model"]
+    assert main(["train", "grpo", *words, "--dry-run"]) == 0
+    assert "would have to be downloaded" in capsys.readouterr().out
+
+
 def test_an_unknown_model_is_named_before_any_record_is_made(capsys):
     assert main(["eval", "--model", "embedded:gpt", "--data", "scenes:easy", "--limit", "1"]) == 2
     assert "no embedded policy 'gpt'" in capsys.readouterr().err

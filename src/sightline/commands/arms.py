@@ -41,10 +41,12 @@ def train_arms(recipe: Recipe, folder: Path) -> Path:
         threads=threads,
     )
     print(f"{len(arms)} arms, {min(processes.at_once, len(arms))} at a time, {threads} thread(s) each: {folder}")
+    console = RunConsole(arms=list(arms))
     try:
-        watch(folder, RunConsole(arms=list(arms)), processes.is_running)
+        watch(folder, console, processes.is_running)
     finally:
         processes.stop()
+        console.finish()  # gives the terminal back after an interrupt; the second time it prints nothing
     page = write_page(folder)
     print(f"page: {Path(page).resolve()}")
     processes.check()

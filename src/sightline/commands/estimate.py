@@ -79,21 +79,39 @@ def estimate(recipe: Recipe, policy: Policy) -> Estimate:
 
 def describe(recipe: Recipe, folder: Path) -> str:
     """The estimate of a recipe, or of each of its arms, as text."""
-    from sightline.commands.model import open_policy
-
     lines = [f"run folder: {folder} ({'exists: would be resumed' if folder.exists() else 'would be made'})"]
     for name, one in (recipe.arm_recipes() or {"": recipe}).items():
-        policy = open_policy(one.model.name, device="cpu", dtype=one.model.dtype)
-        cost = estimate(one, policy)
-        streams = ", ".join(f"{count} {stream}" for stream, count in cost.rollouts.items())
-        budget = one.train.token_budget
-        lines += [
-            f"{f'arm {name}: ' if name else ''}{one.method['name']} on {one.model.name}, {one.train.steps} steps",
-            f"  frame       {policy.frame.describe()}",
-            f"  rollouts    {streams} per step, from {one.data.records_per_step} records of {one.data.train}",
-            f"  prompts     {cost.prompt:.0f} tokens, {cost.longest} the longest of {LOOKED_AT} records",
-            f"  update      at most {cost.tree:,.0f} tokens as trees, {cost.padded:,.0f} padded; {budget:,} at a time",
-            f"  parameters  {cost.weights / 1e6:,.2f} M",
-            f"  memory      {cost.gib:,.3f} GiB for weights, gradients and optimiser, activations on top",
-        ]
+        arm = f"arm {name}: " if name else ""
+        lines.append(f"{arm}{one.method['name']} on {one.model.name}, {one.train.steps} steps")
+        lines += _cost(one) if is_here(one.model.name) else ["  not counted: the model would have to be downloaded"]
     return "\n".join([*lines, "nothing was written"])
+
+
+def is_here(model: str) -> bool:
+    """Whether the policy can be opened without a download: shipped, a local folder, or in the Hub's cache."""
+    if model.startswith("embedded:") or Path(model).expanduser().exists():
+        return True
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return isinstance(try_to_load_from_cache(model, "config.json"), str)
+    except HFValidationError:
+        return True  # no name of the Hub either: opening it says what is wrong
+
+
+def _cost(recipe: Recipe) -> list[str]:
+    from sightline.commands.model import open_policy
+
+    policy = open_policy(recipe.model.name, dtype=recipe.model.dtype)
+    cost = estimate(recipe, policy)
+    streams = ", ".join(f"{count} {stream}" for stream, count in cost.rollouts.items())
+    tokens = f"{cost.tree:,.0f} tokens as trees, {cost.padded:,.0f} padded; {recipe.train.token_budget:,} at a time"
+    return [
+        f"  frame       {policy.frame.describe()}",
+        f"  rollouts    {streams} per step, from {recipe.data.records_per_step} records of {recipe.data.train}",
+        f"  prompts     {cost.prompt:.0f} tokens, {cost.longest} the longest of {LOOKED_AT} records",
+        f"  update      at most {tokens}",
+        f"  parameters  {cost.weights / 1e6:,.2f} M",
+        f"  memory      {cost.gib:,.3f} GiB for weights, gradients and optimiser, activations on top",
+    ]

@@ -84,15 +84,19 @@ def train_one(recipe: Recipe, folder: Path) -> None:
 
     keep_recipe(recipe, folder)
     is_arm = folder.resolve().parent.name == "arms"
+    console = RunConsole()
     trackers = [build_sink(kind, folder, project=recipe.track.project) for kind in recipe.track.sinks]
     reporter = Reporter(
         folder,
-        sinks=[RunConsole(), *trackers],
+        sinks=[console, *trackers],
         log_every=recipe.train.log_groups_every,
         groups_per_step=recipe.train.log_groups,
         writes_page=not is_arm,
     )
-    train(recipe, folder, reporter)
+    try:
+        train(recipe, folder, reporter)
+    finally:
+        console.finish()  # gives the terminal back after an interrupt; the second time it prints nothing
     if not is_arm:
         print(f"page: {(folder / 'report.html').resolve()}")
 

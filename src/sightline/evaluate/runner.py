@@ -98,11 +98,9 @@ def evaluate(
         settings: default is temperature 0 and 256 new tokens.
         config: how crops are cut.
         judge: decides about answers no rule covers.
-        seed: of the sampling and of the intervals.
-        step: training step, recorded.
-        label: name of the set, recorded.
+        seed: of the sampling and of the intervals, which take `draws` resamples.
+        step, label: training step and name of the set, recorded.
         batch: records that are answered together.
-        draws: bootstrap resamples.
         is_shown: whether a progress bar may appear.
 
     Raises:
