@@ -42,7 +42,7 @@ def method_class(name: str) -> type[Method]:
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
-        hint = "write package.module:Class, and install the package or start from its folder"
+        hint = "write package.module:Class; the package must be importable where you start"
         raise UserError(f"cannot import {path!r}: {error}", where="method.name", hint=hint) from error
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise UserError(f"{path!r} is not a subclass of sightline.methods.base.Method", where="method.name")

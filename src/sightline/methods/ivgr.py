@@ -144,7 +144,7 @@ class IVGR(Method[IVGRConfig]):
         for reading, scores in zip(part.readings, part.scores, strict=True):
             value = {name: term.value for name, term in scores.terms.items()}
             is_right = value["accuracy"] == 1 and (value["format"] == 1 or not rules.require_format)
-            if is_right and value["box"] >= rules.min_box and not scores.is_masked:
+            if is_right and value["box"] >= rules.min_box:
                 rank = (value["accuracy"], value["box"])
                 boxes = tuple(box.box for box in reading.boxes if box.is_valid)
                 text = self._reasoning(reading)
