@@ -151,6 +151,7 @@ def test_comparison_is_paired_by_record():
     assert accuracy.p == pytest.approx(2 / 2**12)
     assert found.differences["grounded"]["iou"].difference.mean == 0
     assert not found.differences["grounded"]["iou"].is_off_zero
+    assert found.differences["grounded"]["iou"].p is None
     assert found.unpaired == 0
 
 

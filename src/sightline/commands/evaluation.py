@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Compare", "Evaluate"]
 
-SHARES = ("accuracy", "iou_at_50", "region", "format", "box_rate", "truncated", "unanswered")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
@@ -196,4 +194,6 @@ def difference_tables(comparison: Comparison) -> list[Table]:
 
 
 def _scale(name: str) -> tuple[float, int]:
+    from sightline.evaluate.metrics import SHARES
+
     return (100, 1) if name in SHARES else (1, 3)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sightline.errors import UserError
-from sightline.evaluate.metrics import METRICS
+from sightline.evaluate.metrics import METRICS, SHARES
 from sightline.evaluate.runner import EvaluationRow
 from sightline.evaluate.statistics import Estimate, mcnemar, paired_difference
 
@@ -87,7 +87,7 @@ def _metrics(pairs: Sequence[tuple[EvaluationRow, EvaluationRow]], seed: int) ->
         if not both:
             continue
         before, after = [a for a, _ in both], [b for _, b in both]
-        is_binary = all(value in (0.0, 1.0) for value in (*before, *after))
+        is_binary = name in SHARES and all(value in (0.0, 1.0) for value in (*before, *after))
         found[name] = Difference(
             before=sum(before) / len(both),
             after=sum(after) / len(both),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sightline.answers.judge import Judge
     from sightline.sampling.modes import ModeResult
 
-__all__ = ["METRICS", "aggregate", "measure"]
+__all__ = ["METRICS", "SHARES", "aggregate", "measure"]
 
 METRICS: dict[str, str] = {
     "accuracy": "Share of answers that match the reference by the rules of their answer kind.",
@@ -31,6 +31,8 @@ METRICS: dict[str, str] = {
     "truncated": "Share of replies cut by the token limit.",
     "unanswered": "Share of replies in which no answer was found.",
 }
+# Right or wrong per record, so that their means are shares and McNemar's test applies.
+SHARES = ("accuracy", "iou_at_50", "region", "format", "box_rate", "truncated", "unanswered")
 SCENE_TRUTH = {"objects", "targets", "level", "side"}  # keys of `meta` that a scene fills
 _BOX_MODES = ("grounded", "crops", "crops+union")
 
