@@ -3,38 +3,140 @@
 Token q of a row may attend to token k iff `k <= q < end[k]`, where `end[k]` is one past the last descendant of k in the
 depth-first layout of the token tree. One integer per token describes the whole mask; a plain causal sequence is the
 special case `end[k] = length`.
+
+On CPU the rule needs no mask: a run of tokens with equal `end` is a chain that attends to itself causally, and its
+descendants, a contiguous range, attend to all of it (`TreeLayout`, `TreeAttention`). Siblings never meet, so the work
+is that of the visible pairs rather than of the whole square.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.integrations.flex_attention import flex_attention_forward
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-__all__ = ["NAME", "Decoder", "Readout", "block_mask", "dense_mask", "switch_attention", "tree_mask"]
+__all__ = [
+    "NAME",
+    "Decoder",
+    "Readout",
+    "TreeAttention",
+    "TreeLayout",
+    "block_mask",
+    "dense_mask",
+    "switch_attention",
+    "tree_inputs",
+    "tree_mask",
+]
 
 NAME = "sightline"
 
 
+@runtime_checkable
 class Readout(Protocol):
     """Sees the post-RoPE queries and un-repeated keys of every decoder layer; stores what it was asked for."""
 
     def observe(self, layer: int, query: Tensor, key: Tensor, mask: Any, scaling: float) -> None: ...
 
 
+@runtime_checkable
 class Decoder(Protocol):
     """Holds the keys and values of a running generation and attends to them (see `sampling/cache.py`)."""
 
     def attend(self, layer: int, query: Tensor, scaling: float) -> Tensor: ...
+
+
+class Part(NamedTuple):
+    """One rectangle (or causal triangle) of visible pairs, as indices into (rows, heads, tokens, ...).
+
+    `is_first` says that these queries have met no key before.
+    """
+
+    queries: tuple[slice, slice, slice]
+    keys: tuple[slice, slice, slice]
+    is_causal: bool
+    is_first: bool
+
+
+class TreeLayout:
+    """The tree rule as parts, ancestors before descendants. A plain class: FSDP2 rebuilds dataclass arguments.
+
+    Roots that see only themselves are padding and get no part; nothing reads their output, which is zero.
+    """
+
+    def __init__(self, end: Int[Tensor, "rows tokens"]) -> None:
+        self.end = end
+        self.parts = tuple(part for row, ends in enumerate(end.cpu().numpy()) for part in _parts(row, ends))
+
+
+def _parts(row: int, end: Int[np.ndarray, "tokens"]) -> list[Part]:
+    def tokens(start: int, stop: int) -> tuple[slice, slice, slice]:
+        return slice(row, row + 1), slice(None), slice(start, stop)
+
+    starts = np.flatnonzero(np.diff(end, prepend=-1))
+    covered = np.concatenate([[0], np.maximum.accumulate(end)])
+    parts = []
+    for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(end)], strict=True):
+        last, is_root = int(end[start]), bool(covered[start] <= start)
+        if is_root and last == start + 1:
+            continue
+        own = tokens(start, stop)
+        parts.append(Part(own, own, True, is_root))
+        if last > stop:
+            parts.append(Part(tokens(stop, last), own, False, is_root))
+    return parts
+
+
+class TreeAttention(torch.autograd.Function):
+    """Attention over a token tree, part by part, with the flash kernel that SDPA uses on CPU.
+
+    A query's parts are merged by their log-sum-exp: `l = log(e^{l_1} + e^{l_2})`, `out = sum e^{l_i - l} out_i`. Given
+    the merged output and log-sum-exp, the kernel's backward of each part is that part of the whole gradient. The
+    kernels are called below SDPA because SDPA keeps the log-sum-exp to itself.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: TreeLayout, scaling: float
+    ) -> Float[Tensor, "rows heads tokens width"]:
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        rows, heads, tokens, width = query.shape
+        out = query.new_zeros(rows, tokens, heads, width).transpose(1, 2)
+        precision = torch.promote_types(query.dtype, torch.float32)
+        total = torch.zeros(rows, tokens, heads, dtype=precision).transpose(1, 2)
+        for at, seen, is_causal, is_first in layout.parts:
+            part, lse = kernel(query[at], key[seen], value[seen], 0.0, is_causal, scale=scaling)
+            if is_first:
+                out[at], total[at] = part, lse
+            else:
+                out[at].lerp_(part, torch.sigmoid(lse - total[at]).to(part.dtype)[..., None])
+                total[at] = torch.logaddexp(total[at], lse)
+        ctx.save_for_backward(query, key, value, out, total)
+        ctx.layout, ctx.scaling = layout, scaling
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        query, key, value, out, total = ctx.saved_tensors
+        d_query, d_key, d_value = (torch.zeros_like(x) for x in (query, key, value))
+        for at, seen, is_causal, _ in ctx.layout.parts:
+            q, k, v = kernel(
+                grad[at], query[at], key[seen], value[seen], out[at], total[at], 0.0, is_causal, scale=ctx.scaling
+            )
+            d_query[at].add_(q)
+            d_key[seen].add_(k)
+            d_value[seen].add_(v)
+        return d_query, d_key, d_value, None, None
 
 
 def attention(
@@ -48,18 +150,25 @@ def attention(
     dropout: float = 0.0,
     readout: Readout | None = None,
     decoder: Decoder | None = None,
+    layout: TreeLayout | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Stock attention under the mask it is given: SDPA for a dense mask, FlexAttention for a block mask.
+    """Attention over a tree layout, else stock: SDPA for a dense mask, FlexAttention for a block mask.
 
-    `readout` and `decoder` travel as keywords of the model call, so that recomputation under activation checkpointing
-    sees the same request.
+    `readout`, `decoder` and `layout` travel as keywords of the model call, so that recomputation under activation
+    checkpointing sees the same request. With a layout the mask is a placeholder; a read-out is handed the layout.
     """
     layer: int = module.layer_idx  # type: ignore[assignment]
     if decoder is not None:
         return decoder.attend(layer, query, scaling), None
     if readout is not None:
-        readout.observe(layer, query, key, attention_mask, scaling)
+        readout.observe(layer, query, key, attention_mask if layout is None else layout, scaling)
+    if layout is not None:
+        if dropout:
+            raise ValueError("attention over a token tree has no dropout; set attention_dropout to 0")
+        fold = query.shape[1] // key.shape[1]
+        out = TreeAttention.apply(query, repeat_kv(key, fold), repeat_kv(value, fold), layout, scaling)
+        return out.transpose(1, 2), None  # type: ignore[union-attr]
     if attention_mask is None or isinstance(attention_mask, Tensor):
         out, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
@@ -105,3 +214,13 @@ def block_mask(end: Int[Tensor, "rows tokens"]) -> BlockMask:
 def tree_mask(end: Int[Tensor, "rows tokens"], dtype: torch.dtype) -> Any:
     """The mask of a packed row: dense for SDPA on CPU, blocks for FlexAttention on CUDA."""
     return block_mask(end) if end.is_cuda else dense_mask(end, dtype)
+
+
+def tree_inputs(end: Int[Tensor, "rows tokens"], dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    """Mask and keywords that make the model call follow the tree rule: a layout on CPU, a block mask on CUDA.
+
+    The placeholder mask that goes with a layout has four axes, which transformers passes through as it is.
+    """
+    if end.is_cuda:
+        return block_mask(end), {}
+    return torch.zeros(1, 1, 1, 1, dtype=dtype), {"layout": TreeLayout(end)}

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sightline.policy.attention import tree_mask
+from sightline.policy.attention import tree_inputs
 
 if TYPE_CHECKING:
     from sightline.policy.adapter import ModelAdapter
@@ -54,7 +54,8 @@ class TokenLogprobs(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor, target: Tensor, entropies: bool) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         p = torch.softmax(z, -1)
         chosen = z.gather(-1, target[:, None])[:, 0]
-        total = torch.logsumexp(z, -1)
+        # the log of the normaliser, read off where p is largest: two reductions in place of another exponential
+        total = z.amax(-1) - p.amax(-1).log()
         entropy = total - torch.linalg.vecdot(p, z) if entropies else z.new_empty(0)
         ctx.save_for_backward(p, target)
         ctx.mark_non_differentiable(entropy)
@@ -98,7 +99,8 @@ class PolicyModule(nn.Module):
             vision = self.adapter.vision(batch.pixels, batch.grids)
             visual = (vision, batch.visual_at, batch.visual_from)
         dtype = next(self.model.parameters()).dtype
-        hidden = self.adapter.text(batch.ids, batch.positions, tree_mask(batch.end, dtype), visual, **kwargs)
+        mask, rule = tree_inputs(batch.end, dtype)
+        hidden = self.adapter.text(batch.ids, batch.positions, mask, visual, **rule, **kwargs)
         rows = hidden.reshape(-1, hidden.shape[-1])[batch.predictor]
         return self._score(rows, batch.target, temperature, entropies)
 
