@@ -336,3 +336,12 @@ def test_a_text_agrees_with_itself() -> None:
         if "rather" in text or "isn't" in text or "not blue" in text:
             continue
         assert level(text, text, "") == 1.0, text
+
+
+def test_a_box_and_words_for_the_same_spot_are_one_place() -> None:
+    reference = "The red square <box>[62,62,260,270]</box> is at the top left. The mark on it is pink."
+    frame = Frame(convention="relative_1000", factor=16, min_pixels=4096, max_pixels=9216)
+    said = "The red square is at the top left. The mark on it is pink."
+    found = agreement_of_texts(reference, said, frame=frame, size=Size(192, 192))
+    assert found is not None
+    assert found.level == 1.0

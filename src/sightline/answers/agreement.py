@@ -7,6 +7,7 @@ that agrees in no claim the question did not already give earns 0, so silence an
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from sightline.answers.claims import Claims, Entity, Place
 from sightline.answers.lexicon import Lexicon
@@ -160,7 +161,9 @@ class _Comparison:
     def _places(self, i: int, j: int) -> None:
         a, b = self.r.entities[i], self.c.entities[j]
         name = self.r.name(i)
-        if len(a.places) > 1 and (a.is_plural or a.count != 1):
+        # a box and words for the same spot are one place; places that exclude each other are several objects
+        is_several = a.is_plural or a.count not in (None, 1) or any(p.excludes(q) for p, q in pairwise(a.places))
+        if len(a.places) > 1 and is_several:
             self._instances(name, a.places, b.places)
             return
         mine = a.places or (self.r.places(i) if b.places else [])
