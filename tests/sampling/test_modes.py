@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from sightline.images import image_ref
 
 from sightline.errors import UserError
 from sightline.geometry.frames import Frame
+from sightline.images import image_ref
 from sightline.sampling.base import SamplingSettings
 from sightline.sampling.modes import FALLBACK, ModeConfig, answer, plan_crops
 from sightline.types import Box, ReadBox, Record, Rollout, Size, Span
@@ -167,15 +167,34 @@ def test_controls_replace_the_crop():
     assert "random-crop" in first.note
 
 
-def test_grounded_results_are_reused():
+def test_grounded_replies_are_reused():
     speaks = sampler((0, 0, 100, 100))
     records = [record(name="a"), record(name="b")]
     grounded = ask(speaks, "grounded", records=records)
     before = len(speaks.shown)
-    fresh, reused = ask(speaks, "crops", records=records), ask(speaks, "crops", records=records, grounded=grounded)
+    fresh, reused = ask(speaks, "crops", records=records), ask(speaks, "crops", records=records, known=grounded)
     assert len(speaks.shown) - before == 4 + 2
     assert [r.reading for r in fresh] == [r.reading for r in reused]
     assert [r.crops[0].box for r in fresh] == [r.crops[0].box for r in reused]
+
+
+def test_answers_are_reused_where_the_same_crops_come_out():
+    one, two = reply((0, 0, 100, 100), said="g"), reply((0, 0, 100, 100), (500, 500, 600, 600), said="g")
+    speaks = ScriptedSampler(
+        {
+            "grounded": lambda prompt: {"one": one, "two": two, "none": reply(said="g")}[prompt.record.id],
+            "crops": lambda prompt: reply(said=f"c{len(prompt.images)}"),
+            "textual": reply(said="t"),
+        }
+    )
+    records = [record(name=name) for name in ("none", "one", "two")]
+    crops = ask(speaks, "crops", records=records)
+    before = len(speaks.shown)
+    union = ask(speaks, "crops+union", records=records, known=crops)
+    assert [prompt.record.id for prompt in speaks.shown[before:]] == ["two"]
+    assert [r.reading.answer for r in union] == ["t", "c2", "c4"]
+    assert [r.reading for r in union] == [r.reading for r in ask(speaks, "crops+union", records=records)]
+    assert {r.mode for r in union} == {"crops+union"}
 
 
 def test_an_unknown_mode_names_the_known_ones():

@@ -107,10 +107,10 @@ class Ask:
         limit = token_limit(policy, self.max_new_tokens)
         settings = SamplingSettings(temperature=self.temperature, max_new_tokens=limit)
 
-        def ask(mode: str, grounded: list[ModeResult] | None = None) -> ModeResult:
+        def ask(mode: str, *known: ModeResult) -> ModeResult:
             (result,) = answer(
                 LocalSampler(policy), [record], mode, self.crops,
-                speaker=policy, settings=settings, seed=self.seed, grounded=grounded,
+                speaker=policy, settings=settings, seed=self.seed, known=known,
             )  # fmt: skip
             return result
 
@@ -119,7 +119,7 @@ class Ask:
         else:
             first = ask("grounded")
             console.print(marked(first.reading.text))
-            result = ask(self.mode, [first])
+            result = ask(self.mode, first)
             for crop in result.crops:
                 name = "union" if crop.is_union else "crop"
                 console.print(f"{name} {[round(side) for side in crop.box]}", style="dim", markup=False)

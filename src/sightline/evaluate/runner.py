@@ -141,16 +141,16 @@ class _Asked:
     step: int
 
     def answers(self, records: Sequence[Record], modes: Sequence[str]) -> Iterator[tuple[str, list[ModeResult]]]:
-        """Results by mode; the crop modes come after the grounded one, whose replies they start from."""
-        from sightline.sampling.modes import answer
+        """Results by mode; the crop modes come after the grounded one and start from what was sampled before."""
+        from sightline.sampling.modes import MODES, answer
 
-        grounded: list[ModeResult] | None = None
-        for mode in sorted(dict.fromkeys(modes), key=lambda mode: mode != "grounded"):
+        known: list[ModeResult] = []
+        for mode in sorted(dict.fromkeys(modes), key=MODES.index):
             results = answer(
                 self.sampler, records, mode, self.config, speaker=self.speaker, settings=self.settings,
-                seed=self.seed, step=self.step, grounded=grounded,
+                seed=self.seed, step=self.step, known=known,
             )  # fmt: skip
-            grounded = results if mode == "grounded" else grounded
+            known = known if mode == "textual" else results
             yield mode, results
 
 

@@ -130,13 +130,13 @@ def answer(
     settings: SamplingSettings,
     seed: int = 0,
     step: int = 0,
-    grounded: Sequence[ModeResult] | None = None,
+    known: Sequence[ModeResult] = (),
 ) -> list[ModeResult]:
     """Answers each record in `mode`, one rollout per pass; results stand in the order of the records.
 
     Args:
-        grounded: results of the grounded mode on the same records, seed and step; a crop mode then starts from them
-            in place of sampling the same replies again.
+        known: results of another mode with boxes on the same records, seed and step. A crop mode starts from their
+            grounded replies, and where the same crops come out, takes their answers: it would sample the same again.
 
     Raises:
         UserError: for an unknown mode.
@@ -149,8 +149,8 @@ def answer(
         groups = sampler.sample(prompts, [1] * len(prompts), settings, seed=seed, step=step)
         return [(group[0], _read(group[0], speaker)) for group in groups]
 
-    if mode in CROP_MODES and grounded is not None:
-        first = [(result.rollouts[0], result.readings[0]) for result in grounded]
+    if mode in CROP_MODES and known:
+        first = [(result.rollouts[0], result.readings[0]) for result in known]
     else:
         stream = "textual" if mode == "textual" else "grounded"
         first = one_pass([_prompt(record, stream, speaker) for record in records])
@@ -161,7 +161,10 @@ def answer(
     if mode not in CROP_MODES:
         return results
     results = [_look_closer(result, config, seed) for result in results]
-    second = one_pass([_second_prompt(result, config, speaker) for result in results])
+    same = {i for i, (result, other) in enumerate(zip(results, known, strict=False)) if _shows_the_same(result, other)}
+    asked = [_second_prompt(result, config, speaker) for i, result in enumerate(results) if i not in same]
+    fresh = iter(one_pass(asked))
+    second = [(known[i].rollouts[1], known[i].readings[1]) if i in same else next(fresh) for i in range(len(results))]
     return [
         replace(result, rollouts=(*result.rollouts, rollout), readings=(*result.readings, reading))
         for result, (rollout, reading) in zip(results, second, strict=True)
@@ -213,6 +216,12 @@ def _look_closer(result: ModeResult, config: ModeConfig, seed: int) -> ModeResul
         pixels = _pixels(images[image], box, config.control)
         crops.append(Crop(box=box, pixels=pixels, image=image, is_union=is_union))
     return replace(result, crops=tuple(crops), note="; ".join(notes))
+
+
+def _shows_the_same(result: ModeResult, other: ModeResult) -> bool:
+    """Whether the second pass of `result` would repeat the one that `other` has made."""
+    places = [[(crop.image, crop.box) for crop in one.crops] for one in (result, other)]
+    return len(other.rollouts) == 2 and places[0] == places[1] and result.note == other.note
 
 
 def _elsewhere(box: Box, size: Size, key: str) -> Box:
