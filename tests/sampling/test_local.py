@@ -60,7 +60,7 @@ def test_a_rollout_does_not_depend_on_its_batch(ends_often: Policy) -> None:
 def test_greedy_equals_generate(policy: Policy) -> None:
     shown = prompts()[:2]
     ours = LocalSampler(policy).sample(
-        shown, [1, 1], SamplingSettings(temperature=0, max_new_tokens=12), seed=0, step=0
+        shown, [1, 1], SamplingSettings(temperature=0.0, max_new_tokens=12), seed=0, step=0
     )
     for p, group in zip(shown, ours, strict=True):
         encoded = policy.encode(p)
@@ -99,7 +99,7 @@ def test_banned_ids_are_never_written(policy: Policy) -> None:
 
 def test_top_p_keeps_the_nucleus(policy: Policy) -> None:
     narrow = SamplingSettings(temperature=1.0, top_p=1e-6, max_new_tokens=6)
-    greedy = SamplingSettings(temperature=0, max_new_tokens=6)
+    greedy = SamplingSettings(temperature=0.0, max_new_tokens=6)
     a = LocalSampler(policy).sample(prompts()[:1], [2], narrow, seed=0, step=0)[0]
     b = LocalSampler(policy).sample(prompts()[:1], [1], greedy, seed=0, step=0)[0]
     assert a[0].ids.tolist() == a[1].ids.tolist() == b[0].ids.tolist()

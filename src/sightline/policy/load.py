@@ -214,9 +214,17 @@ def _strict_model(folder: Path, family: str, dtype: str) -> Any:
     }
     if not any(folder.glob("*.safetensors")):
         raise UserError("no safetensors weights", where=str(folder), hint="other weight formats are not read")
-    model, info = classes[family].from_pretrained(
-        folder, dtype=getattr(torch, dtype), output_loading_info=True, use_safetensors=True, local_files_only=True
-    )
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model, info = classes[family].from_pretrained(
+            folder, dtype=getattr(torch, dtype), output_loading_info=True, use_safetensors=True, local_files_only=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"the weights cannot be read: {error}", where=str(folder)) from error
+    finally:
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
     problems = [
         f"{kind.replace('_', ' ')}: {', '.join(str(k) for k in sorted(info[kind], key=str)[:8])}"
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")

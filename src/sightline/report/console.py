@@ -59,6 +59,8 @@ class _Arm:
         recent = [sum(stats.seconds.values()) for _, stats in sorted(self.steps.items())[-20:]]
         return sum(recent) / len(recent) if recent else 0.0
 
+SHOWN = ("accuracy", "iou", "region", "format")
+
 
 class RunConsole:
     """A sink that shows one run, or several arms side by side.
@@ -174,7 +176,10 @@ class RunConsole:
 def evaluation_table(
     rows: Mapping[str, Iterable[Comparison]], title: str = "Held-out evaluation, 95 % intervals"
 ) -> Table:
-    """First against last evaluation, per arm; a lone evaluation fills the last column only."""
+    """First against last evaluation, per arm; a lone evaluation fills the last column only.
+
+    Only the measures a person asks for first; the page holds all.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -188,7 +193,7 @@ def evaluation_table(
         table.add_column(name, justify="right")
     by_measure: dict[str, list[tuple[str, Comparison]]] = {}
     for arm, comparisons in rows.items():
-        for comparison in comparisons:
+        for comparison in (c for c in comparisons if c.measure.name in SHOWN):
             by_measure.setdefault(comparison.title, []).append((arm, comparison))
     for title_, entries in by_measure.items():
         for i, (arm, comparison) in enumerate(entries):

@@ -18,7 +18,7 @@ from sightline.errors import UserError
 if TYPE_CHECKING:
     from sightline.policy.load import Policy
 
-__all__ = ["Checkpoints", "Saved"]
+__all__ = ["Checkpoints", "Saved", "write_atomically"]
 
 SCHEMA = 1
 
@@ -68,7 +68,7 @@ class Checkpoints:
             shutil.rmtree(target)
         temporary.rename(target)
         if is_best:
-            _write_atomically(self.folder / "best", target.name)
+            write_atomically(self.folder / "best", target.name)
         _sync_entry(self.folder)
         self._prune()
         return target
@@ -122,7 +122,8 @@ def _sync_entry(folder: Path) -> None:
         os.close(handle)
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a small file that is either old or new after a kill, never torn."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text)
     temporary.replace(path)

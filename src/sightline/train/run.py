@@ -180,7 +180,7 @@ def open_run(recipe: Recipe, folder: Path) -> Iterator[Run]:
     from sightline.policy.load import load_policy
     from sightline.sampling.base import SamplingSettings
     from sightline.sampling.local import LocalSampler
-    from sightline.train.checkpoint import Checkpoints
+    from sightline.train.checkpoint import Checkpoints, write_atomically
     from sightline.train.learner import Learner
     from sightline.train.scoring import archive_for
 
@@ -211,7 +211,7 @@ def open_run(recipe: Recipe, folder: Path) -> Iterator[Run]:
     if saved is not None:
         run.restore(saved)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.yaml").write_text(resolved_yaml(recipe))
+    write_atomically(folder / "recipe.yaml", resolved_yaml(recipe))
     try:
         yield run
     finally:
