@@ -212,15 +212,15 @@ def block_mask(end: Int[Tensor, "rows tokens"]) -> BlockMask:
 
 
 def tree_mask(end: Int[Tensor, "rows tokens"], dtype: torch.dtype) -> Any:
-    """The mask of a packed row: dense for SDPA on CPU, blocks for FlexAttention on CUDA."""
+    """The mask of a packed row: blocks for FlexAttention on CUDA, dense for SDPA elsewhere."""
     return block_mask(end) if end.is_cuda else dense_mask(end, dtype)
 
 
 def tree_inputs(end: Int[Tensor, "rows tokens"], dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
-    """Mask and keywords that make the model call follow the tree rule: a layout on CPU, a block mask on CUDA.
+    """Mask and keywords that make the model call follow the tree rule: a layout on CPU, otherwise a mask.
 
     The placeholder mask that goes with a layout has four axes, which transformers passes through as it is.
     """
-    if end.is_cuda:
-        return block_mask(end), {}
+    if end.device.type != "cpu":
+        return tree_mask(end, dtype), {}
     return torch.zeros(1, 1, 1, 1, dtype=dtype), {"layout": TreeLayout(end)}

@@ -207,6 +207,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _strict_model(folder: Path, family: str, dtype: str) -> Any:
     import transformers
+    from safetensors import SafetensorError
 
     classes = {
         "qwen2_5_vl": transformers.Qwen2_5_VLForConditionalGeneration,
@@ -218,9 +219,10 @@ def _strict_model(folder: Path, family: str, dtype: str) -> Any:
     transformers.utils.logging.disable_progress_bar()
     try:
         model, info = classes[family].from_pretrained(
-            folder, dtype=getattr(torch, dtype), output_loading_info=True, use_safetensors=True, local_files_only=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
+            folder, dtype=getattr(torch, dtype), output_loading_info=True, use_safetensors=True, local_files_only=True,
+            ignore_mismatched_sizes=True,  # so that they are listed like the others below
+        )  # fmt: skip
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"the weights cannot be read: {error}", where=str(folder)) from error
     finally:
         if bars:

@@ -81,7 +81,7 @@ class Tree:
     previous: Int[np.ndarray, "tokens"]
     sampled: Bool[np.ndarray, "tokens"]
     images: tuple[tuple[ImageRef, int], ...]
-    where: tuple[Int[np.ndarray, "response"], ...]
+    where: tuple[Int[np.ndarray, "_"], ...]
 
     def __len__(self) -> int:
         return len(self.ids)
