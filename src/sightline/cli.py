@@ -50,6 +50,8 @@ OVERRIDABLE = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 2 bad input, 130 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # own methods and readers, named by dotted path, stand beside the recipe
     if not words or (words[-1] in ("-h", "--help") and words[:-1] in ([], *_groups())):
         print(_overview(words[0] if len(words) > 1 else ""))
         return 0

@@ -170,7 +170,7 @@ class Rollout:
         sampled: which of `ids` the policy sampled; the others carry no loss.
         logprobs: log-probability of each sampled id under the sampling distribution; 0 where not sampled.
         images: images added in later turns.
-        text: `ids` decoded, special tokens of the chat format removed at the end.
+        text: the prompt's forced prefix, then `ids` decoded without the marks that end a turn.
         finish: `stop` where the policy ended its turn, `length` where the token limit cut it.
         forks: offsets in `ids` at which the deeper levels of `branch` begin; tokens before a fork are shared by all
             Rollouts of the Prompt whose `branch` agrees up to there.
@@ -205,7 +205,7 @@ class ReadBox:
         box: the box in original pixels, ordered and clamped to its image.
         written: the four numbers as they were written, in the model's frame.
         span: characters of the text that hold it, the surrounding tag included.
-        problems: what had to be normalised (`"spaces"`, `"floats"`, `"reversed"`, `"outside"`, `"negative"`, `"json"`...).
+        problems: what had to be normalised (`"spaces"`, `"floats"`, `"reversed"`, `"outside"`, `"json"`...).
         is_valid: it has a positive area inside the image.
         image: index of the image it refers to.
     """

@@ -192,8 +192,8 @@ class Train(Section):
     mask_truncated: bool = Field(default=False, description="rollouts cut by max_new_tokens carry no loss")
     old_logprobs: Literal["learner", "sampler", "auto"] = Field(
         default="auto",
-        description="origin of log pi_old: a scoring pass of the learner, the sampler's record, or auto: the record "
-        "where learner and sampler share weights and the first update is the only one",
+        description="origin of log pi_old: a scoring pass of the learner, the sampler's record, or auto: none where "
+        "the only update is on-policy, else the learner",
     )
     token_budget: int = Field(default=8192, ge=64, description="tokens (text and visual) packed into one forward pass")
 

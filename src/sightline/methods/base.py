@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast, final, runtime_checkable
 
 from pydantic import Field, model_validator
@@ -109,7 +109,6 @@ class Stage:
 
     kind: Literal["supervised", "reinforcement"] = "reinforcement"
     steps: int | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 __all__ = ["ModelAdapter", "Vision"]
 
@@ -20,6 +20,7 @@ class Vision:
     deepstack: Sequence[Tensor] = ()
 
 
+@runtime_checkable
 class ModelAdapter(Protocol):
     """The six members.
 
@@ -28,7 +29,9 @@ class ModelAdapter(Protocol):
         convention: how the family writes boxes, `absolute` pixels after the resize or `relative_1000`.
     """
 
-    model: nn.Module
+    def __init__(self, model: Any) -> None: ...
+
+    model: Any
     convention: Literal["absolute", "relative_1000"]
 
     def placeholders(self) -> tuple[int, tuple[int, ...]]:

@@ -20,16 +20,17 @@ from jaxtyping import Int
 
 from sightline.errors import UserError
 from sightline.geometry.frames import Frame
+from sightline.policy.adapter import ModelAdapter
 from sightline.policy.encode import Encoded, encode_prompt, encode_turn
 from sightline.policy.forward import PolicyModule
 from sightline.policy.pixels import Pixels
-from sightline.policy.qwen_vl import FAMILIES, QwenVL
+from sightline.policy.qwen_vl import QwenVL
 from sightline.policy.tree import TreeRules
 
 if TYPE_CHECKING:
     from sightline.types import ImageRef, ImageSlot, Prompt
 
-__all__ = ["PROCESSOR_FILES", "Policy", "checkpoint_folder", "load_policy", "save_policy"]
+__all__ = ["ADAPTERS", "PROCESSOR_FILES", "Policy", "checkpoint_folder", "load_policy", "save_policy"]
 
 PROCESSOR_FILES = (
     "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json",
@@ -38,12 +39,19 @@ PROCESSOR_FILES = (
 )  # fmt: skip
 
 
+ADAPTERS: dict[str, tuple[type[ModelAdapter], str]] = {
+    "qwen2_5_vl": (QwenVL, "Qwen2_5_VLForConditionalGeneration"),
+    "qwen3_vl": (QwenVL, "Qwen3VLForConditionalGeneration"),
+}
+"""Model type of a checkpoint -> its adapter and its transformers class."""
+
+
 @dataclass(kw_only=True)
 class Policy:
     """A loaded policy: the root module and everything needed to talk to it."""
 
     source: Path
-    adapter: QwenVL
+    adapter: ModelAdapter
     module: PolicyModule
     tokenizer: Any
     pixels: Pixels
@@ -60,7 +68,8 @@ class Policy:
 
     @property
     def family(self) -> str:
-        return self.adapter.family
+        """The model type in the checkpoint's configuration."""
+        return self.model.config.model_type
 
     @property
     def image_token(self) -> int:
@@ -105,10 +114,10 @@ def checkpoint_folder(name: str) -> Path:
     if name.startswith("embedded:"):
         family = name.removeprefix("embedded:")
         folder = Path(__file__).parent.parent / "scenes" / "checkpoints" / family
-        if family not in FAMILIES or not (folder / "config.json").exists():
+        if family not in ADAPTERS or not (folder / "config.json").exists():
             raise UserError(
                 f"no embedded policy '{family}'", where="model.name",
-                hint="use " + " or ".join(f"embedded:{f}" for f in sorted(FAMILIES))
+                hint="use " + " or ".join(f"embedded:{f}" for f in sorted(ADAPTERS))
                 + f", or build one: sightline scenes build-policy --family {family} --out DIR",
             )  # fmt: skip
         return folder
@@ -144,7 +153,7 @@ def load_policy(
     Args:
         name_or_path: `embedded:qwen3_vl`, a folder, or a hub id.
         dtype: `float32`, `bfloat16` or `float16`.
-        device: where the parameters go.
+        device: where the parameters go; `auto` takes the first of cuda, mps, cpu that is there.
         checkpointing: recompute activations in the backward pass (non-reentrant).
         min_pixels, max_pixels: image area limits after the resize; None keeps the checkpoint's.
 
@@ -154,10 +163,13 @@ def load_policy(
     folder = checkpoint_folder(str(name_or_path))
     config = _read_json(folder / "config.json")
     family = config.get("model_type", "")
-    if family not in FAMILIES:
+    if family not in ADAPTERS:
         raise UserError(f"model type '{family}' is not supported", where=str(folder / "config.json"),
-                        hint="supported: " + ", ".join(FAMILIES))  # fmt: skip
-    adapter = QwenVL(_strict_model(folder, family, dtype).to(device))
+                        hint="supported: " + ", ".join(ADAPTERS))  # fmt: skip
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    make_adapter, class_name = ADAPTERS[family]
+    adapter = make_adapter(_strict_model(folder, class_name, dtype).to(device))
     if checkpointing:
         adapter.model.activation_checkpointing_enable({"use_reentrant": False})
     tokenizer, template = _tokenizer(folder)
@@ -205,20 +217,16 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"not JSON: {error}", where=str(path)) from None
 
 
-def _strict_model(folder: Path, family: str, dtype: str) -> Any:
+def _strict_model(folder: Path, class_name: str, dtype: str) -> Any:
     import transformers
     from safetensors import SafetensorError
 
-    classes = {
-        "qwen2_5_vl": transformers.Qwen2_5_VLForConditionalGeneration,
-        "qwen3_vl": transformers.Qwen3VLForConditionalGeneration,
-    }
     if not any(folder.glob("*.safetensors")):
         raise UserError("no safetensors weights", where=str(folder), hint="other weight formats are not read")
     bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
     try:
-        model, info = classes[family].from_pretrained(
+        model, info = getattr(transformers, class_name).from_pretrained(
             folder, dtype=getattr(torch, dtype), output_loading_info=True, use_safetensors=True, local_files_only=True,
             ignore_mismatched_sizes=True,  # so that they are listed like the others below
         )  # fmt: skip

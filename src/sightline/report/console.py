@@ -59,6 +59,7 @@ class _Arm:
         recent = [sum(stats.seconds.values()) for _, stats in sorted(self.steps.items())[-20:]]
         return sum(recent) / len(recent) if recent else 0.0
 
+
 SHOWN = ("accuracy", "iou", "region", "format")
 
 

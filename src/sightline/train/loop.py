@@ -81,7 +81,7 @@ def reinforce(run: Run) -> tuple[list[Group], StepStats]:
 
 def step_stats(run: Run, rounds: Rounds, update: Update) -> StepStats:
     """One event line: rewards, replies, update, cost, and the alarms that ring."""
-    metrics = {**group_metrics(rounds.groups), **rounds.metrics(), **update.metrics, **run.judge_metrics()}
+    metrics = {**group_metrics(rounds.groups), **rounds.metrics(), **update.metrics, **run.scoring_metrics()}
     run.history.append(metrics)
     return StepStats(
         step=run.step,

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sightline.errors import SightlineError
 from sightline.language.parse import read
 from sightline.language.prompts import prompt
-from sightline.types import Group, Measurement, Record, Rollout
+from sightline.types import Group, Measurement, Prompt, Record, Rollout
 
 if TYPE_CHECKING:
     from sightline.answers.judge import Judge
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
     from sightline.config import Recipe
     from sightline.data.stream import DataStream
     from sightline.geometry.frames import Frame
-    from sightline.methods.base import Context, Method, Stage
+    from sightline.methods.base import Context, Method, Stage, Stream
     from sightline.policy.load import Policy
     from sightline.sampling.base import Sampler, SamplingSettings
     from sightline.train.checkpoint import Checkpoints, Saved
     from sightline.train.learner import Learner
     from sightline.train.loop import Reporter
 
-__all__ = ["Run", "gather", "measure", "open_run", "sample"]
+__all__ = ["Run", "gather", "measure", "open_run", "sample", "shown_prompt"]
 
 
 @dataclass(kw_only=True)
@@ -51,6 +52,7 @@ class Run:
     best: float = float("-inf")
     is_best: bool = False
     history: list[Mapping[str, float]] = field(default_factory=list)
+    judged: dict[str, float] = field(default_factory=dict)
 
     @property
     def stages(self) -> tuple[tuple[Stage, int], ...]:
@@ -79,9 +81,12 @@ class Run:
     def is_due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
 
-    def judge_metrics(self) -> dict[str, float]:
-        stats = {f"judge/{name}": float(value) for name, value in self.judge.stats().items()}
-        return {**stats, **{f"archive/{name}": float(value) for name, value in self.archive.stats().items()}}
+    def scoring_metrics(self) -> dict[str, float]:
+        """What the judge did in this step, and the archive."""
+        stats = {name: float(value) for name, value in self.judge.stats().items()}
+        since = {f"judge/{name}": value - self.judged.get(name, 0.0) for name, value in stats.items()}
+        self.judged = stats
+        return {**since, **{f"archive/{name}": float(value) for name, value in self.archive.stats().items()}}
 
     def manifest(self) -> dict[str, Any]:
         """What is needed to know what ran: method, model, frame, seed, versions."""
@@ -128,7 +133,7 @@ class Run:
         for row in result.events():
             reporter.evaluation(row)
         accuracy = result.estimates[wanted.modes[0]].get("accuracy")
-        self.is_best = accuracy is not None and accuracy.mean > self.best
+        self.is_best = self.step > 0 and accuracy is not None and accuracy.mean > self.best
         if accuracy is not None:
             self.best = max(self.best, accuracy.mean)
 
@@ -257,15 +262,31 @@ def _evaluation_records(recipe: Recipe, open_source: Any) -> list[Record]:
 
 
 def sample(run: Run, records: Sequence[Record]) -> list[Rollout]:
-    """The Rollouts of every stream of every record, in that order."""
-    shown, counts = [], []
-    for record in records:
-        for stream in run.method.streams(record):
-            forced = stream.forced_prefix
-            shown.append(prompt(record, stream.name, stream.template, run.policy.style, forced_prefix=forced))
-            counts.append(stream.n)
-    sampled = run.sampler.sample(shown, counts, run.settings, seed=run.recipe.train.seed, step=run.step)
-    return [rollout for rollouts in sampled for rollout in rollouts]
+    """The Rollouts of every stream of every record, in that order.
+
+    Raises:
+        SightlineError: a stream asks for turns or for a branching tree, which this sampler does not run.
+    """
+    asked = [(record, stream) for record in records for stream in run.method.streams(record)]
+    rollouts: list[list[Rollout]] = [[] for _ in asked]
+    by_settings: dict[SamplingSettings, list[int]] = {}
+    for i, (_, stream) in enumerate(asked):
+        if stream.turns is not None or len(stream.branches) > 1:
+            raise SightlineError(f"stream '{stream.name}' has turns or branches; the local sampler runs single replies")
+        by_settings.setdefault(replace(run.settings, **(stream.sampling or {})), []).append(i)
+    for settings, index in by_settings.items():
+        shown = [shown_prompt(run, *asked[i]) for i in index]
+        counts = [asked[i][1].n for i in index]
+        sampled = run.sampler.sample(shown, counts, settings, seed=run.recipe.train.seed, step=run.step)
+        for i, group in zip(index, sampled, strict=True):
+            rollouts[i] = group
+    return [rollout for group in rollouts for rollout in group]
+
+
+def shown_prompt(run: Run, record: Record, stream: Stream) -> Prompt:
+    """What one stream shows for one record."""
+    policy, forced = run.policy, stream.forced_prefix
+    return prompt(record, stream.name, stream.template, policy.style, forced_prefix=forced, frame=policy.frame)
 
 
 def gather(records: Sequence[Record], rollouts: Sequence[Rollout], frame: Frame) -> list[Group]:
@@ -282,7 +303,13 @@ def gather(records: Sequence[Record], rollouts: Sequence[Rollout], frame: Frame)
 
 
 def measure(run: Run, groups: Sequence[Group]) -> list[Group]:
-    """Old log-probs, where the update is not strictly on-policy: the learner's own, or those recorded in sampling."""
+    """Old log-probs, where the update is not strictly on-policy: the learner's own, or those recorded in sampling.
+
+    Raises:
+        SightlineError: the method asks for probes, which no pass here measures.
+    """
+    if run.method.probes():
+        raise SightlineError(f"{type(run.method).__name__} asks for probes, which this learner does not measure")
     how, optim = run.recipe.train.old_logprobs, run.recipe.optim
     if how == "auto":
         how = "none" if optim.inner_steps == optim.epochs == 1 else "learner"

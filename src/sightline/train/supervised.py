@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from sightline.errors import UserError
-from sightline.language.prompts import prompt
 from sightline.policy.batch import Batch, collate, microbatches
 from sightline.policy.tree import build_tree, rollout_path
 from sightline.types import Group, ImageRef, ImageSlot, Prompt, Record, Rollout, Span, StepStats, Turn
@@ -64,20 +63,23 @@ def demonstration(policy: Policy, prompt: Prompt, turns: Sequence[str | UserTurn
     return Rollout(
         prompt=prompt, branch=(branch,), prompt_ids=policy.encode(prompt).ids, ids=np.concatenate(ids),
         sampled=np.concatenate(sampled), logprobs=np.zeros(at, np.float32), finish="stop",
-        text="".join(t for t in turns if isinstance(t, str)), turns=tuple(spans), images=images,
+        text=prompt.forced_prefix + "".join(t for t in turns if isinstance(t, str)), turns=tuple(spans), images=images,
     )  # fmt: skip
 
 
 def imitate(run: Run) -> tuple[list[Group], StepStats]:
     """One supervised step: each record's reply in every stream that reinforcement would sample."""
+    from sightline.train.run import shown_prompt
+
     started = time.perf_counter()
     groups = []
     for record in run.data.next():
-        shown = [
-            (s, prompt(record, s.name, s.template, run.policy.style, forced_prefix=s.forced_prefix))
-            for s in run.method.streams(record)
-        ]
-        groups.append([demonstration(run.policy, p, replies(record, s.template, run.policy.frame)) for s, p in shown])
+        groups.append(
+            [
+                demonstration(run.policy, shown_prompt(run, record, s), replies(record, s.template, run.policy.frame))
+                for s in run.method.streams(record)
+            ]
+        )
     batches = supervised_batches(run.policy, groups, run.recipe.train.token_budget)
     update = run.learner.imitate(batches, run.step)
     metrics = {**update.metrics, "supervised/replies": float(sum(len(g) for g in groups))}
