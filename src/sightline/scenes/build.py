@@ -31,7 +31,8 @@ class Gate:
         accuracy: textual answers that are right.
         iou: mean IoU of the grounded box.
         count: grounded answers to count questions that are right (None: not asked).
-        hard_iou: mean IoU on `hard` at which the start for reinforcement is taken; later steps leave less to learn.
+        hard_iou: mean IoU on `hard` at which training stops: a start for reinforcement that already localises and
+            leaves something to learn. No condition of passing; without it training goes on to `last`.
         first, every, last: steps at which this is looked at.
         is_required: whether a build that misses the gate fails; otherwise its card says what it is good for.
     """
@@ -47,9 +48,11 @@ class Gate:
 
 
 GATES: Mapping[Family, Gate] = {
-    "qwen3_vl": Gate(accuracy=0.75, iou=0.6, count=0.5, hard_iou=0.45, first=300, every=25, last=800, is_required=True),
+    "qwen3_vl": Gate(
+        accuracy=0.75, iou=0.6, count=0.5, hard_iou=0.45, first=350, every=25, last=1100, is_required=True
+    ),
     "qwen2_5_vl": Gate(
-        accuracy=0.6, iou=0.45, count=None, hard_iou=0.35, first=500, every=50, last=1200, is_required=False
+        accuracy=0.6, iou=0.45, count=None, hard_iou=0.3, first=600, every=50, last=1300, is_required=False
     ),
 }
 
@@ -102,13 +105,13 @@ def build_policy(
     training = ColdStart(policy=policy, curriculum=curriculum, schedule=schedule or SCHEDULES[family])
     kept = _train(training, gate)
     seconds = time.process_time() - start
+    write_policy(policy.model, folder)
     if not kept.passed and gate.is_required:
         raise UserError(
-            f"the policy missed its gate after {kept.step} steps: {kept.found}; wanted textual accuracy "
-            f"{gate.accuracy} and IoU {gate.iou} on easy scenes",
-            where=f"{family}, seed {seed}", hint="try another --seed",
+            f"the policy missed its gate after {kept.step} steps: {kept.found}; wanted easy accuracy "
+            f"{gate.accuracy}, IoU {gate.iou}; count {gate.count}",
+            where=f"{family}, seed {seed}", hint=f"try another --seed; what was trained lies in {folder}",
         )  # fmt: skip
-    write_policy(policy.model, folder)
     policy = load_policy(folder)  # the card is measured on what was written
     values = card(policy, family=family, seed=seed, step=kept.step, cpu_seconds=seconds, passed=kept.passed)
     write_card(folder, values)
@@ -138,15 +141,23 @@ def _train(training: ColdStart, gate: Gate) -> _Kept:
             progress.update(bars[trained.stage], completed=trained.step)
             if trained.stage != "replies" or trained.step < gate.first or trained.step % gate.every:
                 continue
-            passed, found = _look(training.policy, training.curriculum.family, gate)
+            looked = _look(training.policy, training.curriculum.family, gate)
+            found = looked.found
             progress.console.print(f"step {trained.step}: {found}")
-            if passed or trained.step >= gate.last:
-                return _Kept(step=trained.step, passed=passed, found=found)
+            if (looked.passed and looked.is_start) or trained.step >= gate.last:
+                return _Kept(step=trained.step, passed=looked.passed, found=found)
     return _Kept(step=step, passed=False, found=found)
 
 
-def _look(policy: Policy, family: str, gate: Gate) -> tuple[bool, str]:
-    """Whether the gate is met now, and the figures in one line. Cheap questions first."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Looked:
+    passed: bool
+    is_start: bool
+    found: str
+
+
+def _look(policy: Policy, family: str, gate: Gate) -> _Looked:
+    """Whether the gate is met now, whether this is the start that is wanted, and the figures in one line."""
 
     def asked(level: str, style: str, kind: str = "mark") -> Figures:
         name = f"{level}-gradient" if family == "qwen2_5_vl" else level
@@ -155,9 +166,9 @@ def _look(policy: Policy, family: str, gate: Gate) -> tuple[bool, str]:
     easy, grounded, hard = asked("easy", "textual"), asked("easy", "grounded"), asked("hard", "grounded")
     found = f"easy accuracy {easy.accuracy:.2f}, IoU {grounded.iou:.2f}"
     found += f"; hard accuracy {hard.accuracy:.2f}, IoU {hard.iou:.2f}"
-    passed = easy.accuracy >= gate.accuracy and (grounded.iou or 0) >= gate.iou and (hard.iou or 0) >= gate.hard_iou
+    passed = easy.accuracy >= gate.accuracy and (grounded.iou or 0) >= gate.iou
     if gate.count is not None and passed:
         count = asked("easy", "grounded", "count").accuracy
         found += f"; count {count:.2f}"
         passed = count >= gate.count
-    return passed, found
+    return _Looked(passed=passed, is_start=(hard.iou or 0) >= gate.hard_iou, found=found)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sightline.scenes.measure import any_mark, figures, gold_crops
+from sightline.scenes.measure import any_mark, figures, gold_crops, two_turns
 from sightline.scenes.stream import record_at
 from sightline.scenes.world import GENERATOR
 from sightline.types import ImageRef, Record
@@ -37,6 +37,8 @@ def measured(policy: Policy, seed: int, n: int = CARD_SCENES) -> dict[str, dict[
         shown: Callable[[Record], tuple[ImageRef, ...]] | None = gold_crops if is_cropped else None
         key = f"{level}/{kind}/{style}{'+crop' if is_cropped else ''}"
         found[key] = figures(policy, _records(policy, level, kind, seed, n), style, shown).rounded()
+    for level in ("easy", "hard", "zoom"):
+        found[f"{level}/mark/ground_r1"] = two_turns(policy, _records(policy, level, "mark", seed, n)).rounded()
     return found
 
 
@@ -46,9 +48,17 @@ def _records(policy: Policy, level: str, kind: str, seed: int, n: int) -> list[R
 
 
 def card(
-    policy: Policy, *, family: str, seed: int, step: int, cpu_seconds: float, passed: bool, scenes_seed: int = 0
+    policy: Policy,
+    *,
+    family: str,
+    seed: int,
+    step: int,
+    cpu_seconds: float,
+    passed: bool,
+    scenes_seed: int = 0,
+    note: str = "",
 ) -> dict[str, Any]:
-    """The card as data; `load_policy` reads `prompt_style` from it."""
+    """The card as data; `load_policy` reads `prompt_style` from it. `note` is what a reader must know besides."""
     import torch
     import transformers
 
@@ -57,6 +67,7 @@ def card(
         "family": family,
         "purpose": "a start for reinforcement" if passed else "code-path policy: it missed its gate",
         "passed": passed,
+        "note": note,
         "background": "gradient" if family == "qwen2_5_vl" else "plain",
         "seed": seed,
         "step": step,
@@ -94,6 +105,7 @@ def write_card(folder: Path, values: Mapping[str, Any]) -> None:
         cells = [f"{f[name]:.3f}" if name in f else "" for name in ("accuracy", "iou", "region", "format")]
         rows.append(f"| {key} | {' | '.join(cells)} |")
     family, versions = values["family"], values["versions"]
+    note = f"\n{values['note']}\n" if values["note"] else ""
     easy, hard = values["some_mark_baseline"]["easy"], values["some_mark_baseline"]["hard"]
     text = f"""# embedded:{family}
 
@@ -103,9 +115,9 @@ one thread. It answers questions about scenes and nothing else.
 
 Rebuild: `sightline scenes build-policy --family {family} --seed {values["seed"]} --out DIR`
 (step {values["step"]}; generator {values["generator"]}; {", ".join(f"{k} {v}" for k, v in versions.items())}).
-
+{note}
 Greedy replies on {values["scenes"]["n"]} test scenes per row (standard error up to .025).
-`+crop` shows a crop of the gold box.
+`+crop` shows a crop of the gold box; `ground_r1` writes a box, sees its crop in a second turn and answers.
 
 {chr(10).join(rows)}
 

@@ -38,22 +38,30 @@ __all__ = ["SCHEDULES", "ColdStart", "Schedule", "Trained"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """Sizes and rates of both stages. `smoothing`: width of the targets of a box's sides, in pixels of the view."""
+    """Sizes and rates of both stages.
+
+    Attributes:
+        dense_weight: of the dense labels beside the replies; `sides_weight`: of boxes among the dense labels.
+        box_weight: of the four numbers of a box beside the other tokens of a reply; boxes are what comes last.
+        smoothing: width of the targets of a box's sides, in pixels of the view.
+    """
 
     vision_steps: int = 280
     vision_images: int = 48
     vision_rate: float = 5e-3
-    steps: int = 800
+    steps: int = 1200
     pictures: int = 16
     rate: float = 4e-3
     warm_up: int = 100
     dense_weight: float = 0.3
+    sides_weight: float = 1.5
+    box_weight: float = 4.0
     smoothing: float = 0.7
 
 
 SCHEDULES: Mapping[str, Schedule] = {
     "qwen3_vl": Schedule(),
-    "qwen2_5_vl": Schedule(vision_steps=360, steps=1200),
+    "qwen2_5_vl": Schedule(vision_steps=360, steps=1600),
 }
 """The schedule of each family."""
 
@@ -173,7 +181,8 @@ class ColdStart:
             for one, (_, h, w) in zip(shown, grids.tolist(), strict=True)
         ]
         losses = self.heads(features, self._words, labels, self.smoothed)
-        return {"dense": torch.stack(list(losses.values())).sum(), **losses}
+        total = losses["color"] + losses["shape"] + losses["mark"] + self.schedule.sides_weight * losses["sides"]
+        return {"dense": total, **losses}
 
     def _reply_loss(self, logits: Float[Tensor, "scored vocab"], batch: Batch) -> Tensor:
         """Mean cross-entropy of the replies; the four numbers of a box have smoothed targets."""
@@ -182,7 +191,8 @@ class ColdStart:
         soft = (rung >= 0) & torch.isin(batch.ids.flatten()[batch.predictor], self.openers)
         plain = -logp[~soft].gather(1, batch.target[~soft, None]).sum()
         sides = -(self.smoothed[rung[soft]] * logp[soft][:, self.ladder]).sum()
-        return (plain + sides) / len(batch.target)
+        weight = self.schedule.box_weight
+        return (plain + weight * sides) / (len(batch.target) + (weight - 1) * soft.sum())
 
 
 def _shown(examples: Sequence[Example], trees: Sequence[Tree]) -> list[Shown]:

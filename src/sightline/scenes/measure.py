@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sightline.images import crop
 from sightline.language.parse import read
 from sightline.language.prompts import prompt
 from sightline.scenes.truth import right_region
-from sightline.types import ImageRef, Prompt, Reading, Record
+from sightline.types import ImageRef, ImageSlot, Message, Prompt, Reading, Record
 
 if TYPE_CHECKING:
     from sightline.policy.load import Policy
 
-__all__ = ["Figures", "any_mark", "figures", "gold_crops"]
+__all__ = ["Figures", "any_mark", "figures", "gold_crops", "two_turns"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +65,33 @@ def figures(
         format=_mean([_is_formatted(reading, style) for reading in readings]),
         iou=_mean([_overlap(reading, record) for reading, record in boxed]) if has_boxes and boxed else None,
         region=_mean([bool(p) for p in places]) if style in ("textual", "general", "crops", "grit") else None,
+    )
+
+
+def two_turns(policy: Policy, records: Sequence[Record]) -> Figures:
+    """Box-then-crop (`ground_r1`): IoU of the box of the first turn, the answer after its crop, both turns in format.
+
+    Without a usable box there is no second turn, and the answer counts as wrong.
+    """
+    first = [prompt(r, "ground_r1", "ground_r1", policy.style) for r in records]
+    texts = _replies(policy, first)
+    readings = [_read(policy, p, text) for p, text in zip(first, texts, strict=True)]
+    second: dict[int, Prompt] = {}
+    for i, (asked, text, reading) in enumerate(zip(first, texts, readings, strict=True)):
+        boxes = [b.box for b in reading.boxes if b.is_valid]
+        if boxes:
+            closer = crop(asked.images[0], boxes[0], 0.1)
+            turns = (*asked.messages, Message("assistant", (text,)), Message("user", (ImageSlot(1),)))
+            second[i] = replace(asked, messages=turns, images=(*asked.images, closer))
+    answers = zip(second, _replies(policy, list(second.values())), strict=True)
+    final = {i: _read(policy, second[i], text) for i, text in answers}
+    pairs = list(zip(readings, records, strict=True))
+    asks = [set(r.sections) == {"think", "box"} and set(r.problems) == {"no answer block"} for r in readings]
+    return Figures(
+        n=len(records),
+        accuracy=_mean([i in final and final[i].answer == r.answer for i, r in enumerate(records)]),
+        format=_mean([asks[i] and i in final and _is_formatted(final[i], "textual") for i in range(len(records))]),
+        iou=_mean([_overlap(reading, record) for reading, record in pairs]),
     )
 
 
