@@ -57,6 +57,7 @@ class Batch:
         target: ids of the scored tokens, (N,).
         pixels: patches of the distinct images, (patches, patch_width); grids: (images, 3) in patches, (t, h, w).
         visual_at: flat index of each visual token of the rows; visual_from: the image feature that goes there.
+        tokens: layout positions that are not padding.
         slots: per tree, per path: index into the scored tokens for every response token, -1 where not sampled.
     """
 
@@ -69,6 +70,7 @@ class Batch:
     grids: Int[Tensor, "images 3"] | None
     visual_at: Int[Tensor, "visual"]
     visual_from: Int[Tensor, "visual"]
+    tokens: int
     slots: tuple[tuple[np.ndarray, ...], ...]
     credit: FoldedCredit | None = None
     paths: Paths | None = None
@@ -194,5 +196,6 @@ def collate(
         grids=visual.grids,
         visual_at=visual.at.to(device),
         visual_from=visual.source.to(device),
+        tokens=sum(len(tree) for row in rows for tree in row),
         slots=tuple(slots),
     )

@@ -124,12 +124,12 @@ class Learner:
             outputs = self.policy.module(batch, temperature=self.temperature, entropies=True)
             loss = method.loss(cast("LossBatch", batch), outputs)
             loss.total.backward()
+            terms["update/tokens"] = terms.get("update/tokens", 0.0) + batch.tokens
             for name, value in loss.terms.items():
                 terms[name] = terms.get(name, 0.0) + float(value)
         carried_weight = sum(float(c.weight.sum()) for g in carried for c in g.credits)
         for name in [n for n in terms if n.startswith("policy/")]:
             terms[name] /= carried_weight  # means over the tokens that were computed
-        terms["update/tokens"] = float(sum(len(self.tree(g)) for g in carried))
         terms["update/tokens_unshared"] = float(
             sum(len(r.prompt_ids) + len(r.ids) for g in carried for r in g.rollouts)
         )
