@@ -9,47 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import make_record
 from sightline.config import Optim
-from sightline.credit.config import ObjectiveConfig
-from sightline.language.parse import read
-from sightline.language.prompts import prompt
-from sightline.methods.base import Method, MethodConfig
+from sightline.methods.base import Method
 from sightline.policy.load import Policy, load_policy
-from sightline.sampling.base import SamplingSettings
-from sightline.sampling.local import LocalSampler
 from sightline.train.learner import Learner
-from sightline.types import Group, Score, Scores
-from stock import reference_logprobs
+from sightline.types import Group
+from stock import groups_of, make_method, reference_logprobs
 
 
 @pytest.fixture
 def fresh(checkpoints: dict[str, Path]) -> Policy:
     """A policy of its own, because learners change weights."""
     return load_policy(checkpoints["qwen3_vl"])
-
-
-def groups_of(policy: Policy, method: Method, records: int = 3) -> list[Group]:
-    """Credited groups of two streams with random rewards; one textual group is flat."""
-    rng = np.random.default_rng(0)
-    found = []
-    for i in range(records):
-        record = make_record(f"r{i}", ((96, 64),), i)
-        shown = [prompt(record, s, s, "compact") for s in ("grounded", "textual")]
-        settings = SamplingSettings(max_new_tokens=12)
-        sampled = [r for g in LocalSampler(policy).sample(shown, [3, 4], settings, seed=0, step=0) for r in g]
-        readings = tuple(read(r.text, policy.frame, [record.images[0].size]) for r in sampled)
-        scores = tuple(
-            Scores(terms={"r": Score(0.5 if i == 1 and r.stream == "textual" else float(rng.random()))})
-            for r in sampled
-        )
-        group = Group(record=record, rollouts=tuple(sampled), readings=readings, scores=scores)
-        found.append(replace(group, credits=method.credit(group)))
-    return found
-
-
-def make_method(**objective: object) -> Method:
-    return Method(MethodConfig(objective=ObjectiveConfig(**objective)))  # type: ignore[arg-type]
 
 
 def moved(policy: Policy, start: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -113,7 +84,7 @@ def test_rollouts_without_advantage_are_skipped_only_without_kl(fresh: Policy, c
     assert with_kl["update/tokens"] > 0
 
 
-def test_inner_steps_take_whole_groups_once_each(fresh: Policy, checkpoints: dict[str, Path]) -> None:
+def test_inner_steps_take_whole_groups_once_each(fresh: Policy) -> None:
     method = make_method()
     groups = groups_of(fresh, method, records=5)
     learner = Learner(fresh, Optim(lr=1e-3, inner_steps=2), steps=10, seed=3)

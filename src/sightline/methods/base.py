@@ -140,6 +140,9 @@ class MethodConfig(Settings):
     name: str = Field(default="", description="the method: a name of the table, or `package.module:Class`")
     credit: CreditConfig = Field(default=CreditConfig(), description="how rewards become advantages")
     objective: ObjectiveConfig = Field(default=ObjectiveConfig(), description="what the learner minimises")
+    cold_start: int = Field(
+        default=0, ge=0, description="supervised steps on the records' own replies before reinforcement begins"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -193,8 +196,9 @@ class Method(Generic[ConfigT]):
         return policy_loss(batch, outputs, self.config.objective)
 
     def stages(self) -> tuple[Stage, ...]:
-        """The parts of training. Default: one of reinforcement learning."""
-        return (Stage(),)
+        """The parts of training. Default: `cold_start` supervised steps, then reinforcement learning."""
+        supervised = Stage("supervised", self.config.cold_start)
+        return (supervised, Stage()) if self.config.cold_start else (Stage(),)
 
     @final
     def stream_weights(self, groups: Iterable[Group]) -> dict[str, float]:

@@ -14,6 +14,7 @@ import torch
 from sightline.credit.weights import normalised_weights
 from sightline.policy.batch import Batch, collate, microbatches
 from sightline.policy.tree import Path, Segment, Tree, build_tree, rollout_path
+from sightline.train.masters import MasterWeights
 from sightline.types import Credit, Group, Measurement
 
 if TYPE_CHECKING:
@@ -59,8 +60,9 @@ class Learner:
     ) -> None:
         self.policy, self.optim, self.steps, self.seed = policy, optim, steps, seed
         self.temperature, self.token_budget, self.shares = temperature, token_budget, shares
-        matrices = [p for p in policy.module.parameters() if p.requires_grad and p.ndim >= 2]
-        vectors = [p for p in policy.module.parameters() if p.requires_grad and p.ndim < 2]
+        self.weights = MasterWeights([p for p in policy.module.parameters() if p.requires_grad])
+        matrices = [p for p in self.weights.masters if p.ndim >= 2]
+        vectors = [p for p in self.weights.masters if p.ndim < 2]
         self.optimizer = torch.optim.AdamW(
             [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
             lr=optim.lr, betas=optim.betas,
@@ -112,7 +114,6 @@ class Learner:
         carried = [g for g in (_carrying(g, is_prunable) for g in weighted) if len(g)]
         terms: dict[str, float] = {}
         self.policy.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
         for index, batch in self._batches(carried):
             members = [carried[i] for i in index]
             batch = self._with_old(batch.with_credit([g.credits for g in members]), members)
@@ -124,6 +125,7 @@ class Learner:
             outputs = self.policy.module(batch, temperature=self.temperature, entropies=True)
             loss = method.loss(cast("LossBatch", batch), outputs)
             loss.total.backward()
+            self.weights.collect()
             terms["update/tokens"] = terms.get("update/tokens", 0.0) + batch.tokens
             for name, value in loss.terms.items():
                 terms[name] = terms.get(name, 0.0) + float(value)
@@ -141,24 +143,25 @@ class Learner:
         started = time.perf_counter()
         lr = self._set_lr(step)
         self.policy.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
         total = sum(len(b.target) for b in batches)
         loss = 0.0
         for batch in batches:
             part = -self.policy.module(batch).logprobs.sum() / total
             part.backward()
-            loss += float(part)
+            self.weights.collect()
+            loss += float(part.detach())
         norm = self._apply()
         metrics = {"supervised/loss": loss, "update/grad_norm": norm, "update/lr": lr}
         return Update(metrics=metrics, seconds={"update": time.perf_counter() - started})
 
     def _apply(self) -> float:
         """Clips the gradient and takes one optimiser step; returns the norm before clipping."""
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.optim.clip_norm))
+        norm = float(torch.nn.utils.clip_grad_norm_(self.weights.masters, self.optim.clip_norm))
         if not np.isfinite(norm):
             raise FloatingPointError(f"the gradient norm is {norm}; lower optim.lr or check the rewards")
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.weights.publish()
         return norm
 
     def _with_old(self, batch: Batch, groups: Sequence[Group]) -> Batch:
@@ -207,10 +210,11 @@ class Learner:
         return o.lr * float(scale)
 
     def state(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict()}
+        return {"optimizer": self.optimizer.state_dict(), "masters": self.weights.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
+        self.weights.load_state(state["masters"])
 
 
 def _overrides_loss(method: Method) -> bool:
