@@ -277,8 +277,9 @@ def test_judge_protocol_and_failures() -> None:
     )
     empty = JudgeRequest(kind="consistency", question=MARK, reference="Let me think.", candidate="a red cup")
     verdicts = judge.judge([ok, empty, ok])
-    assert [v.value for v in verdicts] == [1.0, None, 1.0]
-    assert [v.failed for v in verdicts] == [False, True, False]
+    assert [v.value for v in verdicts] == [1.0, 0.0, 1.0]
+    assert not any(v.failed for v in verdicts)
+    assert verdicts[1].why == "the reference states nothing that can be checked"
     assert verdicts == judge.judge([ok, empty, ok])
     stats = judge.stats()
     assert (stats["calls"], stats["failures"], stats["cache_hits"]) == (6, 2, 0)
