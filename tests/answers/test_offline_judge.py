@@ -118,6 +118,13 @@ def test_silence_echo_and_noise_score_nothing(candidate: str) -> None:
         ("the mark on it is green .", 0.7),  # region missing
         ("the red square is at the top left .", 0.7),  # mark missing
         ("the red square is on the left. the mark is green.", 0.7),  # row missing
+        ("The red square is left.", 0.7),  # row and mark missing
+        ("The red square is left, its mark is green.", 0.7),
+        ("The red square is right. The mark is green.", 0.0),
+        ("The red square is not left. The mark is green.", 0.0),
+        ("The mark is green. That is right.", 0.7),  # no place
+        ("The mark is green, the answer is right.", 0.7),
+        ("The mark is green. The red square is left over.", 0.7),
         ("The red square at the top left has a green mark. There is also a blue circle at the bottom.", 0.7),  # extra
         ("The red square has a green mark. There is also a blue circle at the bottom.", 0.3),  # both
         ("the red square is at the top left. the mark is green or blue.", 0.3),  # an alternative is no claim

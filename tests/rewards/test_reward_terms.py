@@ -139,7 +139,6 @@ def test_one_box_around_everything_pays_little() -> None:
     full = reading("<think><box>[0,0,96,96]</box></think><answer>x</answer>")
     assert box_iou(full, RECORD).value < 0.05
     assert is_full_image(full.boxes[0], RECORD.images)
-    assert full_image_box(reading(GOOD), RECORD).value == 0.0
 
 
 def test_boxes_everywhere_pay_little() -> None:
