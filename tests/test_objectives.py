@@ -256,6 +256,9 @@ def test_objective_config_defaults_follow_the_ratio() -> None:
     assert (ObjectiveConfig().clip_low, ObjectiveConfig().clip_high, ObjectiveConfig().dual_clip) == (0.2, 0.28, 3.0)
     sequence = ObjectiveConfig.model_validate({"ratio": "sequence", "clip_high": 0.01})
     assert (sequence.clip_low, sequence.clip_high, sequence.dual_clip) == (3e-4, 0.01, None)
+    assert (ObjectiveConfig().normalisation, sequence.normalisation) == ("token", "sequence")
+    by_token = ObjectiveConfig.model_validate({"ratio": "sequence", "normalisation": "token"})
+    assert by_token.normalisation == "token"
     assert ObjectiveConfig.model_validate(sequence.model_dump()) == sequence
     with pytest.raises(ValidationError):
         ObjectiveConfig.model_validate({"cliplow": 0.1})

@@ -166,7 +166,8 @@ def sequence_surrogate(
     """GSPO: the clipped surrogate with one ratio per Rollout, `s = exp(mean over its tokens of (logp - logp_old))`.
 
     The gradient of `s` reaches each token as `s A grad logp` times its weight (GSPO-token, arXiv 2507.18071, equation
-    13), which is the gradient of GSPO itself where advantage and weight are constant over a Rollout.
+    13), which is the gradient of GSPO itself where advantage and weight are constant over a Rollout. The weights come
+    with `paths`; GSPO's are those of `normalisation: sequence`, which `ratio: sequence` therefore sets by default.
 
     Args:
         logprobs: of N unique sampled tokens, with gradient.

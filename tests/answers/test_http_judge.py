@@ -114,6 +114,42 @@ def test_answers_take_rules_first_and_one_greedy_sample(server: Server, judges: 
     assert judge.stats()["rules"] == 2
 
 
+@pytest.mark.parametrize(("reply", "value"), [("0.5", 0.0), ("10", 1.0), ("I rate step 1: 0.3", 1.0)])
+def test_release_reading_takes_the_first_level_in_a_reply(
+    server: Server, judges: Callable[..., HttpJudge], reply: str, value: float
+) -> None:
+    server.reply = lambda *_: completion([reply])
+    [verdict] = judges(server.url, reading="release").judge([consistency()])
+    assert (verdict.value, verdict.failed) == (value, False)
+
+
+def test_release_reading_averages_what_it_can_read(server: Server, judges: Callable[..., HttpJudge]) -> None:
+    server.reply = lambda *_: completion(["1.0", "0.7", "none", "about 0.3"])
+    judge = judges(server.url, reading="release", samples=4, temperature=0.5)
+    assert judge.judge([consistency()])[0].value == pytest.approx((1.0 + 0.7 + 0.3) / 3)
+    assert (server.bodies[0]["n"], server.bodies[0]["temperature"]) == (4, 0.5)
+
+
+def test_release_reading_asks_about_every_answer_and_takes_any_number(
+    server: Server, judges: Callable[..., HttpJudge]
+) -> None:
+    replies = {"A red automobile.": "0.5", "a cup": "10", "?": "yes", "a van": "inf"}
+    server.reply = lambda body, _: completion(
+        [next(r for c, r in replies.items() if f"\n{c}\n" in body["messages"][1]["content"])]
+    )
+    judge = judges(server.url, reading="release")
+    assert [v.value for v in judge.judge([answer(c) for c in replies])] == [0.5, 10.0, None, None]
+    assert len(server.bodies) == len(replies)
+    assert judge.judge([answer("a cup")])[0].cached
+
+
+def test_readings_do_not_share_verdicts(server: Server, judges: Callable[..., HttpJudge], tmp_path: Path) -> None:
+    server.reply = lambda *_: completion(["0.7"])
+    for reading in ("strict", "release"):
+        judges(server.url, reading=reading, cache_path=tmp_path / "judge.jsonl").judge([consistency()])
+    assert len(server.bodies) == 2
+
+
 @pytest.mark.parametrize(
     "reply",
     [

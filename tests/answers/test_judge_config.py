@@ -39,6 +39,23 @@ def test_unknown_keys_are_errors() -> None:
         JudgeConfig.model_validate({"kindd": "rules"})
 
 
+@pytest.mark.parametrize("values", [{"samples": "4"}, {"samples": 4.0}, {"timeout": float("inf")}, {"url": 3}])
+def test_values_are_not_coerced(values: dict) -> None:
+    with pytest.raises(ValidationError):
+        JudgeConfig.model_validate(values)
+
+
+def test_reading_of_replies_belongs_to_a_server() -> None:
+    for kind in ("rules", "offline"):
+        with pytest.raises(ValidationError, match="needs kind http"):
+            JudgeConfig.model_validate({"kind": kind, "reading": "release"})
+    config = JudgeConfig(kind="http", url="http://127.0.0.1:9/v1", model="m", reading="release")
+    judge = build_judge(config)
+    assert isinstance(judge, HttpJudge)
+    assert judge.reading == "release"
+    judge.close()
+
+
 def test_a_missing_key_file_is_a_clear_error(tmp_path: Path) -> None:
     config = JudgeConfig(kind="http", url="http://x/v1", model="m", key_file=str(tmp_path / "none"))
     with pytest.raises(UserError, match="key_file"):

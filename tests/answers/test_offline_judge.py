@@ -118,6 +118,13 @@ def test_silence_echo_and_noise_score_nothing(candidate: str) -> None:
         ("the mark on it is green .", 0.7),  # region missing
         ("the red square is at the top left .", 0.7),  # mark missing
         ("the red square is on the left. the mark is green.", 0.7),  # row missing
+        ("The red square is left.", 0.7),  # row and mark missing
+        ("The red square is left, its mark is green.", 0.7),
+        ("The red square is right. The mark is green.", 0.0),
+        ("The red square is not left. The mark is green.", 0.0),
+        ("The mark is green. That is right.", 0.7),  # no place
+        ("The mark is green, the answer is right.", 0.7),
+        ("The mark is green. The red square is left over.", 0.7),
         ("The red square at the top left has a green mark. There is also a blue circle at the bottom.", 0.7),  # extra
         ("The red square has a green mark. There is also a blue circle at the bottom.", 0.3),  # both
         ("the red square is at the top left. the mark is green or blue.", 0.3),  # an alternative is no claim
@@ -277,11 +284,12 @@ def test_judge_protocol_and_failures() -> None:
     )
     empty = JudgeRequest(kind="consistency", question=MARK, reference="Let me think.", candidate="a red cup")
     verdicts = judge.judge([ok, empty, ok])
-    assert [v.value for v in verdicts] == [1.0, None, 1.0]
-    assert [v.failed for v in verdicts] == [False, True, False]
+    assert [v.value for v in verdicts] == [1.0, 0.0, 1.0]
+    assert not any(v.failed for v in verdicts)
+    assert verdicts[1].why == "the reference states nothing that can be checked"
     assert verdicts == judge.judge([ok, empty, ok])
     stats = judge.stats()
-    assert (stats["calls"], stats["failures"], stats["cache_hits"]) == (6, 2, 0)
+    assert (stats["calls"], stats["failures"], stats["cache_hits"]) == (6, 0, 0)
     judge.close()
     judge.close()
 

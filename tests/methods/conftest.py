@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ SIZE = Size(280, 280)
 
 
 class StubJudge:
-    """Answers by exact match; consistency by a fixed value; either kind can be made to fail."""
+    """Answers by exact match; consistency by a fixed value; either kind, or one candidate, can be made to fail."""
 
     def __init__(self, consistency: float = 0.675) -> None:
         self.consistency = consistency
@@ -30,7 +31,7 @@ class StubJudge:
         return [self._verdict(request) for request in requests]
 
     def _verdict(self, request: JudgeRequest) -> Verdict:
-        if request.kind in self.failing:
+        if self.failing & {request.kind, request.candidate.strip()}:
             return Verdict(value=None, why="endpoint down", failed=True)
         if request.kind == "answer":
             return Verdict(value=float(request.candidate.strip() == request.reference), why="exact match")
@@ -50,7 +51,7 @@ class World:
     """The image is 280 x 280, where model coordinates equal original pixels."""
 
     def __init__(self) -> None:
-        self.judge = StubJudge()
+        self.judge: Any = StubJudge()
         self.archive = Archive()
         self.frame = Frame("absolute", 28, 4 * 28**2, 4096 * 28**2)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from sightline.answers.offline import OfflineJudge
 from sightline.methods import load_method
 from sightline.methods.ivgr import IVGR, IVGRConfig
 from sightline.train.scoring import archive_for, credit, score
@@ -88,6 +89,20 @@ class TestGoldenTable:
         assert not any(s.is_masked for s in found.scores)
         assert len(world.archive) == 0
 
+    def test_one_failed_grounded_answer_zeroes_both_streams(self, release, world) -> None:
+        world.judge.failing = {"unreadable"}
+        bad = think(BOX, "<answer>unreadable</answer>")
+        found = release(grounded=[think(BOX), bad], textual=[think("a"), think("b")])
+        assert totals(found) == {"grounded": [0.0, 0.0], "textual": [0.0, 0.0]}
+        assert not any(s.is_masked for s in found.scores)
+        assert all("failed" in t.why for s in found.scores for t in s.terms.values())
+
+    def test_one_failed_textual_answer_zeroes_its_stream(self, release, world) -> None:
+        world.judge.failing = {"unreadable"}
+        bad = think("a", "<answer>unreadable</answer>")
+        found = release(grounded=[think(BOX)], textual=[think("a"), bad])
+        assert totals(found) == {"grounded": [4.0], "textual": [0.0, 0.0]}
+
     def test_consistency_judge_down_costs_only_its_term(self, release, world) -> None:
         world.judge.failing = {"consistency"}
         found = release(grounded=[think(BOX)], textual=[think("a")])
@@ -133,7 +148,8 @@ def test_best_of_the_step_is_the_first_on_ties(release) -> None:
 
 def paper(world, replies: dict, step: int = 0, judge_fails: str = "", gold=(GOLD,), **keys) -> Group:
     method = ivgr(**keys)
-    world.judge.failing = {judge_fails} - {""}
+    if judge_fails:
+        world.judge.failing = {judge_fails}
     group = world.group(world.record(*gold, answer="green"), **replies)
     return credit(method, score(method, [group], world.context(step), workers=1))[0]
 
@@ -283,6 +299,32 @@ def test_presets_and_overrides() -> None:
     assert IVGRConfig.model_validate(release.model_dump(mode="json")) == release
     with pytest.raises(ValidationError):
         IVGRConfig.model_validate({"archive": {"min_box": 0.0}})
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({"boxes": {"match": "recall"}}, "boxes.match"),
+        ({"boxes": {"zero_duplicates": True, "duplicate_iou": 0.5}}, "boxes.duplicate_iou, boxes.zero_duplicates"),
+        ({"consistency": {"strip_reference_boxes": True}}, "consistency.strip_reference_boxes"),
+    ],
+)
+def test_strict_reading_refuses_options_that_it_would_ignore(keys, named) -> None:
+    with pytest.raises(ValidationError, match=f"strict ignores {named};"):
+        IVGRConfig.model_validate({"preset": "release", **keys})
+    assert IVGRConfig.model_validate({"preset": "release", "reading": "tolerant", **keys}).reading == "tolerant"
+    assert IVGRConfig.model_validate({"preset": "release", "consistency": {"min_think": 3}}).consistency.min_think == 3
+
+
+def test_a_reference_without_words_masks_nobody_under_the_offline_judge(world) -> None:
+    world.judge = OfflineJudge()
+    replies = {"grounded": [think(BOX)], "textual": [think("The square is at the top left."), think("It is red.")]}
+    found = paper(world, replies)
+    assert found.reference is not None
+    assert found.reference.text == BOX
+    assert [s.is_masked for s in found["textual"].scores] == [False, False]
+    assert terms(found, "textual", "consistency") == [0, 0]
+    assert "nothing that can be checked" in found["textual"].scores[0].terms["consistency"].why
 
 
 def test_any_text_scores(world) -> None:

@@ -8,13 +8,21 @@ from pathlib import Path
 import pytest
 
 from sightline.answers.judge import JudgeRequest, Verdict
+from sightline.answers.judge_prompts import release_level
 from sightline.geometry.frames import Frame
 from sightline.language.strict import strict_read
+from sightline.methods.ivgr import IVGRConfig
 from sightline.rewards import release
 from sightline.types import Box, ImageRef, Record, Region, Score, Size
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "ivgr.json").read_text())
 RECORD = Record(id="r", question="Which color?", answer=GOLDEN["answer"])
+WEIGHTS = IVGRConfig.model_validate({"preset": "release"}).weights.model_dump()
+
+
+def total(stream: str, terms: dict[str, Score], *, is_outage: bool = False) -> float:
+    weights = {**WEIGHTS, **({"accuracy": WEIGHTS["general_accuracy"]} if stream == "general" else {})}
+    return 0.0 if is_outage else sum(weights[name] * score.value for name, score in terms.items())
 
 
 def stub(request: JudgeRequest | None, *, is_down: bool) -> Verdict | None:
@@ -24,7 +32,8 @@ def stub(request: JudgeRequest | None, *, is_down: bool) -> Verdict | None:
         return Verdict(value=None, why="down", failed=True)
     if request.kind == "answer":
         return Verdict(value=float(request.candidate == request.reference), why="exact")
-    return Verdict(value=release.release_rubric_mean(GOLDEN["consistency_replies"]), why="mean of 4")
+    levels = [release_level(reply, "consistency") or 0.0 for reply in GOLDEN["consistency_replies"]]
+    return Verdict(value=sum(levels) / 4, why="mean of 4")
 
 
 def terms_of(case: dict) -> tuple[dict[str, Score], bool]:
@@ -48,18 +57,15 @@ def test_golden(case: dict) -> None:
         assert terms[name].value == pytest.approx(value, abs=1e-12), name
     assert all(term.why for term in terms.values())
     if case["total"] is not None:
-        total = release.release_total(case["stream"], terms, is_outage=is_outage)
-        assert total == pytest.approx(case["total"], abs=1e-12)
+        assert total(case["stream"], terms, is_outage=is_outage) == pytest.approx(case["total"], abs=1e-12)
 
 
 @pytest.mark.parametrize(("reply", "value"), GOLDEN["rubric_replies"])
 def test_rubric_replies(reply: str, value: float | None) -> None:
-    assert release.release_rubric(reply) == value
+    assert release_level(reply, "consistency") == value
 
 
-def test_unreadable_replies_are_dropped_and_none_is_zero() -> None:
-    assert release.release_rubric_mean(["?", "0.7"]) == 0.7
-    assert release.release_rubric_mean(["?"]) is None
+def test_a_failed_consistency_judge_gives_zero() -> None:
     strict = strict_read("<think>a</think>")
     assert release.release_consistency(strict, "a", Verdict(value=None, why="?", failed=True)) == Score(
         0.0, "judge failed: ?"
@@ -87,9 +93,7 @@ def test_gold_boxes_are_scaled_by_the_first_and_the_last_image() -> None:
 
 
 def test_greatest_totals() -> None:
-    full = {name: Score(1.0) for name in ("format", "accuracy", "box", "validity", "consistency")}
-    greatest = {
-        stream: release.release_total(stream, {name: full[name] for name in weights})
-        for stream, weights in release.RELEASE_WEIGHTS.items()
-    }
+    common = {"format": Score(1.0), "accuracy": Score(1.0)}
+    streams = {"grounded": ("box", "validity"), "textual": ("consistency",), "general": ()}
+    greatest = {name: total(name, common | dict.fromkeys(extra, Score(1.0))) for name, extra in streams.items()}
     assert greatest == {"grounded": 4.0, "textual": 3.0, "general": 2.5}

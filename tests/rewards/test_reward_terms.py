@@ -11,14 +11,12 @@ from sightline.rewards import (
     accuracies,
     accuracy,
     box_iou,
-    box_spam,
     box_validity,
     consistency,
     consistency_requests,
-    empty_answer,
-    full_image_box,
-    hacks,
-    prompt_echo,
+    is_box_spam,
+    is_empty_answer,
+    is_full_image,
     think_answer_format,
 )
 from sightline.types import Box, ImageRef, Reading, Record, Reference, Region, Score, Size
@@ -140,8 +138,7 @@ def test_validity_counts_what_is_no_box() -> None:
 def test_one_box_around_everything_pays_little() -> None:
     full = reading("<think><box>[0,0,96,96]</box></think><answer>x</answer>")
     assert box_iou(full, RECORD).value < 0.05
-    assert full_image_box(full, RECORD).value == 1.0
-    assert full_image_box(reading(GOOD), RECORD).value == 0.0
+    assert is_full_image(full.boxes[0], RECORD.images)
 
 
 def test_boxes_everywhere_pay_little() -> None:
@@ -150,9 +147,9 @@ def test_boxes_everywhere_pay_little() -> None:
     assert box_iou(spam, RECORD, "recall").value == 1.0
     assert box_iou(spam, RECORD, "dual").value < 0.6
     assert box_iou(spam, RECORD, "hungarian").value < 0.05
-    assert box_spam(spam).value == 1.0
-    assert box_spam(reading(GOOD)).value == 0.0
-    assert box_spam(reading(GOOD + "<box>[10,10,30,30]</box>")).value == 1.0
+    assert is_box_spam(spam, RECORD)
+    assert not is_box_spam(reading(GOOD), RECORD)
+    assert is_box_spam(reading(GOOD + "<box>[10,10,30,30]</box>"), RECORD)
 
 
 def test_repeating_a_good_box_is_noticed() -> None:
@@ -223,8 +220,10 @@ def test_consistency_is_zero_masked_or_the_verdict() -> None:
 
 
 def test_signs_of_hacking() -> None:
-    assert [s.value for s in hacks(reading(GOOD), RECORD).values()] == [0.0] * 4
-    assert empty_answer(reading("<think>a</think><answer>?</answer>")).value == 1.0
-    echo = f"<think> {RECORD.question} </think><answer>green</answer>"
-    assert prompt_echo(reading(echo), RECORD).value == 1.0
-    assert full_image_box(reading("<box>[0,0,96,90]</box>"), RECORD).value == 1.0
+    good = reading(GOOD)
+    assert not is_empty_answer(good)
+    assert is_empty_answer(reading("<think>a</think><answer>?</answer>"))
+    assert not any(is_full_image(box, RECORD.images) for box in good.boxes)
+    [whole] = reading("<box>[0,0,96,90]</box>").boxes
+    assert is_full_image(whole, RECORD.images)
+    assert not is_full_image(whole, ())

@@ -6,9 +6,12 @@ import pytest
 
 from sightline.errors import UserError
 from sightline.policy.load import load_policy
+from sightline.scenes import build
 from sightline.scenes.build import GATES, Gate, build_policy
 from sightline.scenes.cold_start import Schedule
+from sightline.scenes.measure import Figures
 from sightline.scenes.model import FAMILIES
+from sightline.scenes.stream import record_at
 
 BRIEF = Schedule(vision_steps=1, vision_images=2, steps=2, pictures=2, warm_up=1)
 NEVER = Gate(accuracy=1, iou=1, count=None, hard_iou=1, first=99, every=1, last=99, is_required=True)
@@ -38,3 +41,17 @@ def test_unknown_family(tmp_path) -> None:
 def test_every_family_has_a_gate() -> None:
     assert set(GATES) == set(FAMILIES)
     assert GATES["qwen3_vl"].is_required
+
+
+def test_the_gate_looks_at_other_scenes_than_runs_evaluate_on(monkeypatch) -> None:
+    seen: set[tuple[str, int]] = set()
+
+    def asked(level, split, seed, index, types):
+        seen.add((split, seed))
+        return record_at(level, split, seed, index, types)
+
+    monkeypatch.setattr(build, "record_at", asked)
+    monkeypatch.setattr(build, "figures", lambda *_: Figures(n=1, accuracy=1, iou=1, format=1))
+    assert build._look(load_policy("embedded:qwen3_vl"), "qwen3_vl", GATES["qwen3_vl"]).passed
+    assert seen == {("validation", build.GATE_SEED)}
+    assert build.GATE_SEED != 0

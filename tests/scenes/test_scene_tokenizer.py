@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sightline import scenes
 from sightline.language.prompts import TEMPLATES
 from sightline.scenes.tokenizer import SPECIAL, TAGS, build_tokenizer, write_tokenizer
 
@@ -73,3 +75,10 @@ def test_it_loads_like_any_other(tmp_path) -> None:
     assert shown == (
         "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Where?<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+def test_the_shipped_tokenizer_is_this_one(tmp_path) -> None:
+    write_tokenizer(tmp_path)
+    shipped = Path(scenes.__file__).parent / "checkpoints" / "qwen3_vl"
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / name).read_bytes() == (shipped / name).read_bytes()

@@ -120,6 +120,20 @@ def test_every_metric_is_defined_for_the_page() -> None:
     assert [key for key in group_metrics([group(1.0, 0.0)]) if metric(key) is None] == []
 
 
+def test_overlap_belongs_to_streams_that_point() -> None:
+    silent = group_metrics([group(1.0, boxes=(), stream="textual")])
+    assert "rollout/textual/iou" not in silent
+    assert silent["rollout/textual/box_rate"] == 0
+    assert group_metrics([group(1.0, boxes=(), stream="textual")], grounded=["textual"])["rollout/textual/iou"] == 0
+    assert group_metrics([group(1.0, stream="textual")])["rollout/textual/iou"] == 0.5
+
+
+def test_an_answer_without_a_letter_or_digit_is_empty() -> None:
+    for answer, share in (("red", 0), (".", 1)):
+        found = group_metrics([group(1.0, answer=answer)])
+        assert found["rollout/grounded/empty_answers"] == share
+
+
 def test_full_image_boxes_and_spam_are_seen() -> None:
     assert group_metrics([group(1.0, boxes=(Box(0, 0, 100, 91),))])["rollout/grounded/full_image_boxes"] == 1
     assert group_metrics([group(1.0, boxes=(GOOD, GOOD))])["rollout/grounded/box_spam"] == 1
@@ -134,6 +148,7 @@ SPAMMED = tuple(Box(i, 0, i + 1, 5) for i in range(20))
 SICK = {
     "reward deviation": group_metrics([group(1.0, 1.0)]),
     "box rate": group_metrics([group(1.0, 0.0, boxes=())]),
+    "share of masked rollouts": group_metrics([group(1.0, 0.0, None, None, None)]),
     "KL to the reference": {**HEALTHY, "policy/kl": 3.0},
     "share of empty answers": group_metrics([group(1.0, 0.0, answer=None)]),
     "share of full-image boxes": group_metrics([group(1.0, 0.0, boxes=(Box(0, 0, 100, 100),))]),
@@ -173,6 +188,11 @@ def test_limits_can_be_switched_off_and_textual_streams_need_no_boxes() -> None:
 
 def test_a_metric_that_is_not_a_number_rings() -> None:
     assert alarms([{"policy/kl": math.nan}], Alarms(patience=1))[0].startswith("KL")
+
+
+def test_a_run_without_kl_term_has_no_kl_alarm() -> None:
+    assert alarms([{"policy/shift": 9.0}] * 3, Alarms(patience=3)) == ()
+    assert "not measured" in (Alarms.model_fields["kl_max"].description or "")
 
 
 def test_two_streams_ring_separately() -> None:

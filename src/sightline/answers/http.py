@@ -1,8 +1,9 @@
 """A judge behind an OpenAI-compatible server.
 
 Synchronous to its callers; inside, one private event loop on a thread of its own keeps up to `concurrency` requests in
-flight. Rules decide answers first. Every call ends: requests have a time limit, retries a maximum, and a call as a
-whole has a limit of its own. What cannot be had in time, or cannot be read, is a failed verdict.
+flight. Rules decide answers first (not with reading `release`). Every call ends: requests have a time limit, retries a
+maximum, and a call as a whole has a limit of its own. What cannot be had in time, or cannot be read, is a failed
+verdict.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sightline.answers.judge import JudgeRequest, JudgeStats, RulesJudge, Verdict
-from sightline.answers.judge_prompts import judge_messages, level
+from sightline.answers.judge_prompts import READERS, judge_messages
 from sightline.answers.verdict_cache import VerdictCache, verdict_key
 from sightline.errors import UserError
 
@@ -36,6 +37,7 @@ class HttpJudge:
         key: API key; empty for servers without one.
         samples: replies per consistency request, averaged; answers take one at temperature 0.
         temperature: for consistency.
+        reading: `strict`, or `release` to read replies as the released iVGR code does and to ask about everything.
         max_tokens: length of a reply.
         timeout: seconds per attempt.
         total_timeout: seconds per call of `judge`.
@@ -56,6 +58,7 @@ class HttpJudge:
         *,
         samples: int = 1,
         temperature: float = 0.0,
+        reading: Literal["strict", "release"] = "strict",
         max_tokens: int = 16,
         timeout: float = 60.0,
         total_timeout: float = 600.0,
@@ -65,7 +68,7 @@ class HttpJudge:
         math_timeout: float = 5.0,
     ) -> None:
         self.model, self.samples, self.temperature, self.max_tokens = model, samples, temperature, max_tokens
-        self.url, self.total_timeout = url, total_timeout
+        self.url, self.total_timeout, self.reading = url, total_timeout, reading
         self.cache = VerdictCache(cache_path)
         self._settings = {
             "base_url": url,
@@ -93,6 +96,11 @@ class HttpJudge:
         return done
 
     def _known(self, request: JudgeRequest) -> Verdict | None:
+        ruled = self._ruled(request) if self.reading == "strict" else None
+        return ruled or self.cache.get(self._key(request))
+
+    def _ruled(self, request: JudgeRequest) -> Verdict | None:
+        """What needs no model."""
         if request.kind == "answer":
             ruled = self._rules.ruled(request)
             # A math check that broke is a question for the model.
@@ -101,7 +109,7 @@ class HttpJudge:
                 return ruled
         elif not request.candidate.strip():
             return Verdict(value=0.0, why="no reasoning")
-        return self.cache.get(self._key(request))
+        return None
 
     def _parameters(self, request: JudgeRequest) -> dict[str, Any]:
         is_answer = request.kind == "answer"
@@ -113,7 +121,8 @@ class HttpJudge:
 
     def _key(self, request: JudgeRequest) -> str:
         prompt = "\n".join(message["content"] for message in judge_messages(request))
-        return verdict_key(prompt, self.model, self._parameters(request))
+        reading = {} if self.reading == "strict" else {"reading": self.reading}
+        return verdict_key(prompt, self.model, self._parameters(request) | reading)
 
     # -- the loop's side ------------------------------------------------------------------------------------------
 
@@ -161,7 +170,7 @@ class HttpJudge:
         return verdict
 
     def _read(self, replies: Sequence[str], kind: str) -> Verdict:
-        levels = [found for reply in replies if (found := level(reply, kind)) is not None]
+        levels = [found for reply in replies if (found := READERS[self.reading](reply, kind)) is not None]
         self._stats.add(replies=len(replies), unreadable=len(replies) - len(levels))
         if not levels:
             return Verdict(value=None, why=f"none of {len(replies)} judge replies is a verdict", failed=True)

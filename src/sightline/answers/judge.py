@@ -61,7 +61,10 @@ class JudgeRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """A number in [0, 1] with its reason, or a failure (`value` is None, `failed` is True)."""
+    """A number with its reason, or a failure (`value` is None, `failed` is True).
+
+    The number is in [0, 1], except where a server's replies are read as the release does (`JudgeConfig.reading`).
+    """
 
     value: float | None
     why: str
@@ -188,6 +191,7 @@ def build_judge(config: JudgeConfig, *, run_folder: Path | None = None, lexicon:
         key=_key(config.key_file),
         samples=config.samples,
         temperature=config.temperature,
+        reading=config.reading,
         max_tokens=config.max_tokens,
         timeout=config.timeout,
         total_timeout=config.total_timeout,

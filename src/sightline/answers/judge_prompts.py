@@ -7,12 +7,14 @@ a text cannot have known the marker, so nothing inside can close the block and s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from sightline.answers.judge import JudgeRequest
 
-__all__ = ["judge_messages", "level"]
+__all__ = ["READERS", "judge_messages", "level", "release_level"]
 
 _LEVELS: Mapping[str, Mapping[str, float]] = MappingProxyType(
     {
@@ -74,6 +76,34 @@ def level(reply: str, kind: str) -> float | None:
         (0.3, None, None)
     """
     return _LEVELS[kind].get(reply.strip())
+
+
+def release_level(reply: str, kind: str) -> float | None:
+    """The level that the released iVGR code (arXiv 2605.31096) finds in a reply; None if it finds none.
+
+    For an answer, any number is the reward, whatever its size; here only numbers that are finite. For consistency, the
+    first of `0.0 0.3 0.7 1.0 0 1` anywhere in the reply.
+
+    Example:
+        >>> [release_level(reply, "consistency") for reply in ("0.5", "10", "I rate step 1: 0.3", "none")]
+        [0.0, 1.0, 1.0, None]
+        >>> [release_level(reply, "answer") for reply in (" 1 ", "0.5", "10", "correct", "nan")]
+        [1.0, 0.5, 10.0, None, None]
+    """
+    if kind == "consistency":
+        found = re.search(r"0\.0|0\.3|0\.7|1\.0|0|1", reply)
+        return float(found[0]) if found else None
+    try:
+        number = float(reply)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+READERS: Mapping[str, Callable[[str, str], float | None]] = MappingProxyType(
+    {"strict": level, "release": release_level}
+)
+"""How replies are read, by the name that `JudgeConfig.reading` gives."""
 
 
 def _marker(*texts: str) -> str:

@@ -2,7 +2,8 @@
 
 Consistency: both texts are read into claims (`text_claims`), the claims are compared (`agreement`), and the rubric of
 iVGR (arXiv 2605.31096) gives the level. A box is a location claim: in the coordinate frame of the request it names the
-3 x 3 cells that an honest speaker could name, so the right region agrees with it and a wrong one contradicts it.
+3 x 3 cells that an honest speaker could name, so the right region agrees with it and a wrong one contradicts it. A
+reference that states nothing (a box and no words) cannot be confirmed, so nothing earns more than 0 beside it.
 
 Answers: rules first; where they leave an open answer undecided, two answers are the same if the same content words
 remain after synonyms are unified and words of the question are dropped.
@@ -64,7 +65,8 @@ class OfflineJudge:
             size=request.size,
         )
         if found is None:
-            return Verdict(value=None, why="the reference states nothing that can be checked", failed=True)
+            # No failure: that would mask every reply to this record for as long as it has this reference.
+            return Verdict(value=0.0, why="the reference states nothing that can be checked")
         return Verdict(value=found.level, why=found.why)
 
     def _answer(self, request: JudgeRequest) -> Verdict:

@@ -167,7 +167,18 @@ def _is_region(words: Sequence[Word], j: int) -> bool:
         or before.text in _BEFORE_SIDE
         or before.kind in {"region", "located", "box"}
         or (after is not None and (after.text in _AFTER_SIDE or after.kind == "region"))
+        or _is_said_of_an_object(words, j)
     )
+
+
+def _is_said_of_an_object(words: Sequence[Word], j: int) -> bool:
+    """ "the square is left", as against "two cups are left" (remain) and "that is right" (true)."""
+    if j + 1 < len(words) and words[j + 1].kind not in {"comma", "and", "or", "but"}:
+        return False
+    k = j - 1
+    while k >= 0 and words[k].kind == "not":
+        k -= 1
+    return k >= 1 and words[k].kind == "is" and words[k - 1].kind == "noun" and not words[k - 1].is_plural
 
 
 def _continues(words: Sequence[Word], j: int) -> bool:

@@ -231,7 +231,15 @@ class Alarms(Section):
         default=0.01, ge=0, description="least mean standard deviation of the reward within groups"
     )
     box_rate_min: Share | None = Field(default=0.3, description="least share of grounded replies with a valid box")
-    kl_max: float | None = Field(default=1.0, gt=0, description="largest KL from the start per token, in nats")
+    masked_max: Share | None = Field(
+        default=0.5, description="largest share of the rollouts of a stream that a failed judgement masks"
+    )
+    kl_max: float | None = Field(
+        default=1.0,
+        gt=0,
+        description="largest KL from the start per token, in nats; silent with method.objective.kl 0, where the KL is "
+        "not measured (policy/shift is no substitute: it starts anew at every batch)",
+    )
     empty_answer_max: Share | None = Field(default=0.3, description="largest share of replies without an answer")
     full_image_box_max: Share | None = Field(
         default=0.3, description="largest share of boxes that cover nearly the whole image"

@@ -34,7 +34,8 @@ class CreditConfig(Settings):
 class ObjectiveConfig(Settings):
     """Clipped surrogate with a KL term to the reference policy.
 
-    With `ratio: sequence` the clip range defaults to that of GSPO (arXiv 2507.18071) and the dual clip is off.
+    With `ratio: sequence` the defaults are those of GSPO (arXiv 2507.18071): its clip range, no dual clip, and the mean
+    over sequences.
     """
 
     clip_low: float = Field(
@@ -56,5 +57,5 @@ class ObjectiveConfig(Settings):
     @classmethod
     def _sequence_defaults(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("ratio") == "sequence":
-            return {"clip_low": 3e-4, "clip_high": 4e-4, "dual_clip": None, **values}
+            return {"clip_low": 3e-4, "clip_high": 4e-4, "dual_clip": None, "normalisation": "sequence", **values}
         return values

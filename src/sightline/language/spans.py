@@ -6,9 +6,10 @@ of them then covers the whole character.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +19,7 @@ from sightline.types import Span
 if TYPE_CHECKING:
     from jaxtyping import Int
 
-__all__ = ["Offsets", "byte_pieces", "characters_of", "token_spans", "tokens_of"]
+__all__ = ["Offsets", "byte_alphabet", "byte_pieces", "characters_of", "token_spans", "tokens_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def byte_pieces(tokens: Sequence[str]) -> list[bytes]:
         >>> byte_pieces(["Ġcaf", "Ã", "©", "<|im_end|>"])
         [b' caf', b'\\xc3', b'\\xa9', b'<|im_end|>']
     """
-    alphabet = _byte_alphabet()
+    alphabet = byte_alphabet()
     return [
         bytes(alphabet[c] for c in token) if all(c in alphabet for c in token) else token.encode("utf-8", "replace")
         for token in tokens
@@ -97,11 +98,17 @@ def byte_pieces(tokens: Sequence[str]) -> list[bytes]:
 
 
 @cache
-def _byte_alphabet() -> dict[str, int]:
-    """The printable character that stands for each byte in such a vocabulary."""
+def byte_alphabet() -> Mapping[str, int]:
+    """The byte behind each printable character of such a vocabulary.
+
+    Example:
+        >>> alphabet = byte_alphabet()
+        >>> len(alphabet), alphabet["A"], alphabet["Ġ"]
+        (256, 65, 32)
+    """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in set(printable)]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+    return MappingProxyType({chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)})
 
 
 def _characters(data: bytes) -> Int[np.ndarray, "bytes"]:

@@ -23,7 +23,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sightline.archive import ArchiveConfig, record_key
 from sightline.credit.config import ObjectiveConfig, Settings
@@ -120,6 +120,14 @@ class IVGRConfig(MethodConfig):
     )
     objective: ObjectiveConfig = Field(default=ObjectiveConfig(kl=0.01), description="what the learner minimises")
 
+    @model_validator(mode="after")
+    def _strict_reading_has_no_choice_of_boxes(self) -> IVGRConfig:
+        ignored = [f"boxes.{name}" for name, value in Boxes() if getattr(self.boxes, name) != value]
+        ignored += ["consistency.strip_reference_boxes"] if self.consistency.strip_reference_boxes else []
+        if self.reading == "strict" and ignored:
+            raise ValueError(f"reading: strict ignores {', '.join(ignored)}; leave it out or set reading: tolerant")
+        return self
+
 
 class IVGR(Method[IVGRConfig]):
     """Two streams, a reward across them, and a memory of the best grounded reasoning."""
@@ -130,14 +138,12 @@ class IVGR(Method[IVGRConfig]):
         streams = self.config.streams
         if not record.regions:
             return (streams.general.stream("general"),)
-        uses_archive = self.config.weights.consistency > 0
-        return (
-            streams.grounded.stream("grounded"),
-            streams.textual.stream("textual", reads_archive=uses_archive),
-        )
+        textual = streams.textual.stream("textual", reads_archive=self.config.weights.consistency > 0)
+        return (streams.grounded.stream("grounded"), textual)
 
     def score(self, group: Group, context: Context) -> tuple[Scores, ...]:
-        return in_order(group, {name: self._stream(name, part, context) for name, part in group.by_stream()})
+        scores = in_order(group, {name: self._stream(name, part, context) for name, part in group.by_stream()})
+        return _zero_on_failure(scores, group.scored) if self.config.on_judge_failure == "zero" else scores
 
     def references(self, group: Group) -> list[Reference]:
         rules, part, found = self.config.archive, group["grounded"], []
@@ -161,8 +167,7 @@ class IVGR(Method[IVGRConfig]):
         weights = self.config.weights.model_dump()
         if stream == "general":
             weights["accuracy"] = weights["general_accuracy"]
-        scores = score_table(weights, **terms)
-        return _zero_on_failure(scores) if self.config.on_judge_failure == "zero" else scores
+        return score_table(weights, **terms)
 
     def _terms(self, stream: str, part: Group, context: Context) -> dict[str, list[Score]]:
         """R_format, R_accuracy, and R_box in the grounded stream; boxes are compared in original pixels."""
@@ -234,9 +239,12 @@ def _released_consistency(part: Group, context: Context) -> list[Score]:
     ]
 
 
-def _zero_on_failure(scores: tuple[Scores, ...]) -> tuple[Scores, ...]:
-    """If one judgement failed, nothing of the record counts."""
-    if not any(s.is_masked for s in scores):
+_LOST = Score(0.0, "a judgement of this record failed")
+
+
+def _zero_on_failure(scores: tuple[Scores, ...], earlier: Group | None) -> tuple[Scores, ...]:
+    """If one judgement failed, here or in the streams scored earlier, nothing counts."""
+    seen = (*scores, *(earlier.scores if earlier else ()))
+    if not any(s.is_masked or _LOST in s.terms.values() for s in seen):
         return scores
-    lost = Score(0.0, "a judgement of this record failed")
-    return tuple(replace(s, terms=dict.fromkeys(s.terms, lost)) for s in scores)
+    return tuple(replace(s, terms=dict.fromkeys(s.terms, _LOST)) for s in scores)

@@ -7,20 +7,18 @@ from sightline.rewards.answer import accuracies, accuracy
 from sightline.rewards.boxes import box_iou, box_validity
 from sightline.rewards.consistency import consistency, consistency_requests
 from sightline.rewards.format import think_answer_format
-from sightline.rewards.guards import box_spam, empty_answer, full_image_box, hacks, prompt_echo
+from sightline.rewards.guards import is_box_spam, is_empty_answer, is_full_image
 
 __all__ = [
     "accuracies",
     "accuracy",
     "box_iou",
-    "box_spam",
     "box_validity",
     "consistency",
     "consistency_requests",
     "dual_iou",
-    "empty_answer",
-    "full_image_box",
-    "hacks",
-    "prompt_echo",
+    "is_box_spam",
+    "is_empty_answer",
+    "is_full_image",
     "think_answer_format",
 ]

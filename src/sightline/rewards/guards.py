@@ -1,88 +1,59 @@
-"""Signs that a policy games its reward: scores of 1 where a sign is there, for metrics and alarms, not for rewards."""
+"""Signs that a policy games its reward. Metrics and alarms count them (`train/health.py`); no reward reads them."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
-from sightline.answers.extract import final_answer, normal_text
+from sightline.answers.extract import final_answer
 from sightline.geometry.boxes import has_duplicates
-from sightline.types import Reading, Record, Score
+from sightline.types import ImageRef, ReadBox, Reading, Record
 
-__all__ = ["box_spam", "empty_answer", "full_image_box", "hacks", "prompt_echo"]
+__all__ = ["is_box_spam", "is_empty_answer", "is_full_image"]
 
 
-def empty_answer(reading: Reading) -> Score:
-    """1 if the reply gives no answer, or an answer without a letter or digit.
+def is_empty_answer(reading: Reading) -> bool:
+    """The reply gives no answer, or an answer without a letter or digit.
 
     Example:
-        >>> empty_answer(Reading(text="<answer> </answer>", answer="")).value, empty_answer(Reading(text="red")).value
-        (1.0, 0.0)
+        >>> is_empty_answer(Reading(text="<answer> </answer>", answer="")), is_empty_answer(Reading(text="red"))
+        (True, False)
     """
-    answer = final_answer(reading)
-    return Score(0.0, "answered") if re.search(r"\w", answer) else Score(1.0, "no answer")
+    return re.search(r"\w", final_answer(reading)) is None
 
 
-def full_image_box(reading: Reading, record: Record, share: float = 0.9) -> Score:
-    """1 if a valid box covers at least `share` of its image (original pixels).
+def is_full_image(box: ReadBox, images: Sequence[ImageRef], share: float = 0.9) -> bool:
+    """The box covers at least `share` of its image (original pixels), so it points at nothing.
+
+    Args:
+        box: as read; its image is a place in `images`.
+        images: those of the prompt, then those added later.
+        share: in [0, 1].
 
     Example:
-        >>> from sightline.types import Box, ImageRef, ReadBox, Size, Span
-        >>> record = Record(id="a", question="?", answer="x", images=(ImageRef(size=Size(10, 10), digest=""),))
+        >>> from sightline.types import Box, Size, Span
         >>> whole = ReadBox(box=Box(0, 0, 10, 9.5), written=(0, 0, 10, 9), span=Span(0, 1))
-        >>> full_image_box(Reading(text="", boxes=(whole,)), record).why
-        'a box covers 95% of the image'
+        >>> is_full_image(whole, [ImageRef(size=Size(10, 10), digest="")]), is_full_image(whole, [])
+        (True, False)
     """
-    largest = 0.0
-    for found in reading.boxes:
-        if found.is_valid and found.image < len(record.images):
-            size = record.images[found.image].size
-            largest = max(largest, found.box.area / max(size.width * size.height, 1))
-    return Score(float(largest >= share), f"a box covers {largest:.0%} of the image" if largest else "no box")
+    if not 0 <= box.image < len(images):
+        return False
+    size = images[box.image].size
+    return box.box.area >= share * size.width * size.height
 
 
-def box_spam(reading: Reading, limit: int = 10, duplicate_iou: float = 0.9) -> Score:
-    """1 if a reply holds more than `limit` boxes or the same box twice.
+def is_box_spam(reading: Reading, record: Record, factor: int = 4, duplicate_iou: float = 0.9) -> bool:
+    """The reply holds more than `factor` boxes per gold region (of at least one), or the same box twice.
 
     Example:
-        >>> box_spam(Reading(text="no box at all")).value
-        0.0
+        >>> from sightline.types import Box, Span
+        >>> box = ReadBox(box=Box(0, 0, 10, 10), written=(0, 0, 10, 10), span=Span(0, 1))
+        >>> record = Record(id="a", question="?", answer="x")
+        >>> is_box_spam(Reading(text="", boxes=(box,)), record), is_box_spam(Reading(text="", boxes=(box,) * 2), record)
+        (False, True)
     """
-    count = len(reading.boxes)
-    if count > limit:
-        return Score(1.0, f"{count} boxes")
-    images = {b.image for b in reading.boxes}
-    same = any(
-        has_duplicates([b.box for b in reading.boxes if b.is_valid and b.image == i], duplicate_iou) for i in images
-    )
-    return Score(float(same), "a box is repeated" if same else f"{count} boxes")
-
-
-def prompt_echo(reading: Reading, record: Record) -> Score:
-    """1 if the reasoning or the answer is nothing but words of the question (three or more).
-
-    Example:
-        >>> record = Record(id="a", question="What color is the mark?", answer="red")
-        >>> prompt_echo(Reading(text="", think="The color is what the mark is.", answer="red"), record).value
-        1.0
-    """
-    question = set(normal_text(record.question).replace("?", " ").split())
-    for name, text in (("reasoning", reading.think or ""), ("answer", final_answer(reading))):
-        words = normal_text(text).split()
-        if len(words) > 2 and set(words) <= question:
-            return Score(1.0, f"the {name} repeats the question")
-    return Score(0.0, "words of its own")
-
-
-def hacks(reading: Reading, record: Record) -> dict[str, Score]:
-    """Every sign by name.
-
-    Example:
-        >>> sorted(hacks(Reading(text="red"), Record(id="a", question="?", answer="red")))
-        ['box_spam', 'empty_answer', 'full_image_box', 'prompt_echo']
-    """
-    return {
-        "empty_answer": empty_answer(reading),
-        "full_image_box": full_image_box(reading, record),
-        "box_spam": box_spam(reading),
-        "prompt_echo": prompt_echo(reading, record),
-    }
+    if len(reading.boxes) > factor * max(1, len(record.regions)):
+        return True
+    valid = [box for box in reading.boxes if box.is_valid]
+    by_image = [[box.box for box in valid if box.image == image] for image in {box.image for box in valid}]
+    return any(has_duplicates(boxes, duplicate_iou) for boxes in by_image)

@@ -1,14 +1,13 @@
 """The reward terms of the released iVGR code, to the letter, oddities included (arXiv 2605.31096, preset `release`).
 
 Everything works on a `StrictReading` and in model coordinates. The differences from the paper, and from the tolerant
-terms of this package, are listed in docs/methods/ivgr.md. Totals are sums with `RELEASE_WEIGHTS`.
+terms of this package, are listed in docs/methods/ivgr.md. The weights are the preset's (`methods/ivgr.py`); how the
+judge's replies are read is the judge's (`reading: release`).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 
 from sightline.answers.judge import JudgeRequest, Verdict
 from sightline.answers.match import MAX_ANSWER_CHARACTERS
@@ -18,7 +17,6 @@ from sightline.language.strict import StrictReading
 from sightline.types import Box, Record, Score, Size
 
 __all__ = [
-    "RELEASE_WEIGHTS",
     "release_accuracy",
     "release_answer_request",
     "release_consistency",
@@ -26,21 +24,8 @@ __all__ = [
     "release_dual_iou",
     "release_format",
     "release_gold",
-    "release_number",
-    "release_rubric",
-    "release_rubric_mean",
-    "release_total",
     "release_validity",
 ]
-
-RELEASE_WEIGHTS: Mapping[str, Mapping[str, float]] = MappingProxyType(
-    {
-        "grounded": MappingProxyType({"format": 1.0, "accuracy": 1.0, "box": 1.0, "validity": 1.0}),
-        "textual": MappingProxyType({"format": 1.0, "accuracy": 1.0, "consistency": 1.0}),
-        "general": MappingProxyType({"format": 1.0, "accuracy": 1.5}),
-    }
-)
-"""Weight of each term in each stream: at most 4, 3 and 2.5."""
 
 _DUPLICATE_IOU = 0.9
 
@@ -149,8 +134,7 @@ def release_answer_request(strict: StrictReading, record: Record) -> JudgeReques
 def release_accuracy(strict: StrictReading, verdict: Verdict | None) -> Score:
     """The judge's number, unclamped; 0 without an answer tag or beyond 1,000 characters.
 
-    A failed judge is masked here; the release gives every rollout of the record 0 then, which `release_total` does
-    when the caller says so.
+    A failed judge is masked here; the release gives every rollout of the record 0 then, which is the method's to do.
 
     Example:
         >>> from sightline.language.strict import strict_read
@@ -205,52 +189,3 @@ def release_consistency(strict: StrictReading, reference: str | None, verdict: V
     if verdict is None or verdict.failed or verdict.value is None:
         return Score(0.0, f"judge failed: {verdict.why if verdict else 'not asked'}")
     return Score(verdict.value, verdict.why)
-
-
-def release_number(reply: str) -> float | None:
-    """The accuracy judge's reply as the release reads it: any number is the reward; None if it is no number.
-
-    Example:
-        >>> release_number(" 1 "), release_number("0.5"), release_number("correct")
-        (1.0, 0.5, None)
-    """
-    try:
-        return float(reply)
-    except ValueError:
-        return None
-
-
-def release_rubric(reply: str) -> float | None:
-    """The consistency judge's reply as the release reads it: the first level anywhere in it.
-
-    Example:
-        >>> release_rubric("0.5"), release_rubric("10"), release_rubric("I rate step 1: 0.3"), release_rubric("none")
-        (0.0, 1.0, 1.0, None)
-    """
-    found = re.search(r"0\.0|0\.3|0\.7|1\.0|0|1", reply)
-    return float(found[0]) if found else None
-
-
-def release_rubric_mean(replies: Sequence[str]) -> float | None:
-    """Mean level of several replies, unreadable ones dropped; None if none is left.
-
-    Example:
-        >>> release_rubric_mean(["1.0", "0.7", "0.3", "0.7", "?"])
-        0.675
-    """
-    levels = [level for level in map(release_rubric, replies) if level is not None]
-    return sum(levels) / len(levels) if levels else None
-
-
-def release_total(stream: str, terms: Mapping[str, Score], *, is_outage: bool = False) -> float:
-    """Weighted sum of the terms of one rollout; 0 for every rollout of a record whose answer judge broke down.
-
-    Example:
-        >>> release_total("general", {"format": Score(1.0), "accuracy": Score(1.0)})
-        2.5
-        >>> release_total("general", {"format": Score(1.0), "accuracy": Score(0.0)}, is_outage=True)
-        0.0
-    """
-    if is_outage:
-        return 0.0
-    return sum(RELEASE_WEIGHTS[stream][name] * score.value for name, score in terms.items())

@@ -7,26 +7,15 @@ from collections.abc import Sequence
 from typing import Literal
 
 from sightline.errors import UserError
+from sightline.geometry.grid import region_name
 from sightline.scenes.world import COLORS, GENERATOR, SHAPES, Scene, Thing, draw
-from sightline.types import Box, ImageRef, Record, Region
+from sightline.types import ImageRef, Record, Region, Size
 
-__all__ = ["TYPES", "QuestionType", "ask", "picture", "plural", "region_words"]
+__all__ = ["TYPES", "QuestionType", "ask", "picture", "plural"]
 
 QuestionType = Literal["mark", "count", "relation", "region"]
 TYPES: tuple[QuestionType, ...] = ("mark", "count", "relation", "region")
 SIDES = ("left of", "right of", "above", "below")
-
-
-def region_words(box: Box, side: int) -> tuple[str, str]:
-    """Row and column of the centre of a box in a 3 x 3 grid over a square picture.
-
-    Example:
-        >>> region_words(Box(0, 150, 40, 190), 192)
-        ('bottom', 'left')
-    """
-    column = min(int((box.x1 + box.x2) / 2 * 3 / side), 2)
-    row = min(int((box.y1 + box.y2) / 2 * 3 / side), 2)
-    return ("top", "middle", "bottom")[row], ("left", "center", "right")[column]
 
 
 def plural(word: str) -> str:
@@ -53,7 +42,7 @@ def ask(scene: Scene, kind: QuestionType, number: int = 0, image: ImageRef | Non
         name = scene.things[first].name
         words, answer, targets = f"What color is the mark on the {name}?", scene.things[first].mark, [first]
     elif kind == "region":
-        row, column = region_words(scene.things[first].box, scene.side)
+        row, column = region_name(scene.things[first].box, Size(scene.side, scene.side))
         words, answer, targets = f"Where is the {scene.things[first].name}?", f"{row} {column}", [first]
     elif kind == "count":
         words, answer, targets = _count(scene, rng, number)
@@ -104,5 +93,5 @@ def _truth(thing: Thing, side: int) -> dict[str, object]:
         "shape": thing.shape,
         "mark": thing.mark,
         "box": list(thing.box),
-        "region": list(region_words(thing.box, side)),
+        "region": list(region_name(thing.box, Size(side, side))),
     }

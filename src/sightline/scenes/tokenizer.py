@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sightline.language.spans import byte_alphabet
 from sightline.scenes.world import COLORS, MARKS, SHAPES
 
 if TYPE_CHECKING:
@@ -70,17 +71,8 @@ CHAT_TEMPLATE = (
 )
 
 
-def _byte_symbols() -> dict[int, str]:
-    """The printable stand-in of each byte, as in GPT-2."""
-    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    symbols = {b: chr(b) for b in kept}
-    for extra, b in enumerate(b for b in range(256) if b not in symbols):
-        symbols[b] = chr(256 + extra)
-    return symbols
-
-
 def _vocabulary() -> dict[str, int]:
-    symbols = _byte_symbols()
+    symbols = {byte: character for character, byte in byte_alphabet().items()}
     pieces = [symbols[b] for b in range(256)]
 
     def add(text: str) -> None:

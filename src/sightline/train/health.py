@@ -13,30 +13,30 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sightline.credit.group import is_flat
-from sightline.geometry.boxes import has_duplicates, iou
-from sightline.types import Group, ReadBox, Reading, Rollout, Size
+from sightline.geometry.boxes import iou
+from sightline.rewards.guards import is_box_spam, is_empty_answer, is_full_image
+from sightline.types import Group, Reading, Rollout
 
 if TYPE_CHECKING:
     from sightline.config import Alarms
 
 __all__ = ["alarms", "group_metrics"]
 
-# A box over this share of its image points at nothing.
-FULL_IMAGE = 0.9
-# More boxes than this many times the gold regions (at least one) are spam.
-SPAM = 4
+GROUNDED = ("grounded",)
+"""Streams whose replies are expected to write boxes."""
 
 
-def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
+def group_metrics(groups: Sequence[Group], *, grounded: Collection[str] = GROUNDED) -> dict[str, float]:
     """`reward/`, `rollout/` and `credit/` metrics of a step, for every stream, from scored groups.
 
     A masked term or Rollout counts in no mean. Metrics that nothing defines (boxes without a box, overlap without gold
-    regions, entropies without a measurement) are left out instead of being zero.
+    regions, entropies without a measurement) are left out instead of being zero. So is the overlap of a stream that
+    writes no box, unless it is one of the `grounded` streams: there silence is an overlap of 0.
     """
     metrics: dict[str, float] = {}
     for stream in dict.fromkeys(name for group in groups for name in group.streams):
         parts = [part for part in (group.of(stream) for group in groups) if len(part)]
-        found = {**_reward(parts), **_rollouts(parts), **_boxes(parts), **_credit(parts)}
+        found = {**_reward(parts), **_rollouts(parts), **_boxes(parts, stream in grounded), **_credit(parts)}
         metrics |= {key.format(stream): float(value) for key, value in found.items() if value is not None}
     return metrics
 
@@ -68,22 +68,25 @@ def _rollouts(parts: Sequence[Group]) -> dict[str, float | None]:
         "rollout/{}/count": float(len(rollouts)),
         "rollout/{}/tokens": _mean([int(rollout.sampled.sum()) for rollout in rollouts]),
         "rollout/{}/truncated": _mean([rollout.finish == "length" for rollout in rollouts]),
-        "rollout/{}/empty_answers": _mean([not (reading.answer or "").strip() for reading in readings]),
+        "rollout/{}/empty_answers": _mean([is_empty_answer(reading) for reading in readings]),
         "rollout/{}/entropy": float(np.concatenate(measured).mean()) if any(map(len, measured)) else None,
     }
 
 
-def _boxes(parts: Sequence[Group]) -> dict[str, float | None]:
+def _boxes(parts: Sequence[Group], is_grounded: bool) -> dict[str, float | None]:
     readings = [reading for part in parts for reading in part.readings]
     boxes = [box for reading in readings for box in reading.boxes]
     pairs = [pair for part in parts for pair in zip(part.rollouts, part.readings, strict=True)]
+    pointing = pairs if boxes or is_grounded else []
     return {
         "rollout/{}/boxes": _mean([len(reading.boxes) for reading in readings]),
         "rollout/{}/box_rate": _mean([any(box.is_valid for box in reading.boxes) for reading in readings]),
         "rollout/{}/invalid_boxes": _mean([not box.is_valid for box in boxes]),
-        "rollout/{}/full_image_boxes": _mean([_is_full(r, box) for r, reading in pairs for box in reading.boxes]),
-        "rollout/{}/box_spam": _mean([_is_spam(rollout, reading) for rollout, reading in pairs]),
-        "rollout/{}/iou": _mean([_best_overlap(r, reading) for r, reading in pairs if r.record.regions]),
+        "rollout/{}/full_image_boxes": _mean(
+            [is_full_image(box, r.prompt.images + r.images) for r, reading in pairs for box in reading.boxes]
+        ),
+        "rollout/{}/box_spam": _mean([is_box_spam(reading, rollout.record) for rollout, reading in pairs]),
+        "rollout/{}/iou": _mean([_best_overlap(r, reading) for r, reading in pointing if r.record.regions]),
     }
 
 
@@ -104,24 +107,9 @@ def _credit(parts: Sequence[Group]) -> dict[str, float | None]:
     }
 
 
-def _is_full(rollout: Rollout, box: ReadBox) -> bool:
-    size = _image_size(rollout, box.image)
-    return size is not None and box.box.area >= FULL_IMAGE * size.width * size.height
-
-
-def _is_spam(rollout: Rollout, reading: Reading) -> bool:
-    boxes = [box.box for box in reading.boxes if box.is_valid]
-    return len(reading.boxes) > SPAM * max(1, len(rollout.record.regions)) or has_duplicates(boxes)
-
-
 def _best_overlap(rollout: Rollout, reading: Reading) -> float:
     pairs = ((box, region) for box in reading.boxes if box.is_valid for region in rollout.record.regions)
     return max((iou(box.box, region.box) for box, region in pairs if box.image == region.image), default=0.0)
-
-
-def _image_size(rollout: Rollout, index: int) -> Size | None:
-    images = rollout.prompt.images + rollout.images
-    return images[index].size if 0 <= index < len(images) else None
 
 
 def _mean(values: Sequence[float | int]) -> float | None:
@@ -144,7 +132,7 @@ class _Watch:
 
 
 def alarms(
-    history: Sequence[Mapping[str, float]], limits: Alarms, *, grounded: Collection[str] = ("grounded",)
+    history: Sequence[Mapping[str, float]], limits: Alarms, *, grounded: Collection[str] = GROUNDED
 ) -> tuple[str, ...]:
     """One line for each limit that the last `patience` values of a metric have all passed.
 
@@ -187,6 +175,13 @@ def _watches(limits: Alarms) -> tuple[_Watch, ...]:
             True,
             "box rate",
             "replies stopped writing boxes; check the start, the prompt and the weight of the box term",
+        ),
+        _Watch(
+            "reward/{}/masked",
+            limits.masked_max,
+            False,
+            "share of masked rollouts",
+            "the judge fails and these rollouts teach nothing; read the reasons in the rollouts and check the judge",
         ),
         _Watch(
             "policy/kl",
