@@ -164,3 +164,11 @@ def test_methods_import_neither_torch_nor_transformers() -> None:
     code = f"import sys, sightline.train.scoring, {names}; print(sorted({heavy} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["ivgr", "treevgr"])
+def test_a_section_given_in_part_keeps_the_methods_own_default(name: str) -> None:
+    config = load_method_config({"name": name, "objective": {"ratio": "sequence"}})
+    assert config.objective.kl == 0.01
+    assert (config.objective.ratio, config.objective.normalisation) == ("sequence", "sequence")
+    assert load_method_config({"name": name, "objective": {"kl": 0.0}}).objective.kl == 0.0

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast, final, runtime_checkable
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from sightline.credit.config import CreditConfig, ObjectiveConfig, Settings
 from sightline.credit.group import credit_for
@@ -147,8 +147,15 @@ class MethodConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _under_explicit_keys(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        # a section given in part keeps what the method's own default sets in the rest of it
+        for key, field_info in cls.model_fields.items():
+            own = field_info.default
+            if isinstance(own, BaseModel) and isinstance(values.get(key), Mapping):
+                values = {**values, key: _merged(own.model_dump(exclude_unset=True), values[key])}
         field_of_preset = cls.model_fields.get("preset")
-        if field_of_preset is None or not isinstance(values, Mapping):
+        if field_of_preset is None:
             return values
         return _merged(cls.presets.get(str(values.get("preset", field_of_preset.default)), {}), values)
 

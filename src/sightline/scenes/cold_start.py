@@ -49,19 +49,19 @@ class Schedule:
     vision_steps: int = 280
     vision_images: int = 48
     vision_rate: float = 5e-3
-    steps: int = 1200
+    steps: int = 800
     pictures: int = 16
     rate: float = 4e-3
     warm_up: int = 100
     dense_weight: float = 0.3
-    sides_weight: float = 1.5
-    box_weight: float = 4.0
+    sides_weight: float = 1.0
+    box_weight: float = 1.0
     smoothing: float = 0.7
 
 
 SCHEDULES: Mapping[str, Schedule] = {
     "qwen3_vl": Schedule(),
-    "qwen2_5_vl": Schedule(vision_steps=360, steps=1600),
+    "qwen2_5_vl": Schedule(vision_steps=360, steps=1600, sides_weight=1.5, box_weight=4.0),
 }
 """The schedule of each family."""
 
