@@ -131,7 +131,7 @@ def test_truncated_text_and_odd_replies_never_raise(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "rows.jsonl:2: not valid JSON"),
+        ("{", "rows.jsonl:2: row is not valid JSON"),
         ("[]", "rows.jsonl:2: a row must be an object"),
         ('{"record": "a", "stream": "textual"}', "rows.jsonl:2: text: field required"),
         ('{"record": "a", "stream": "textual", "text": "", "sizes": [[0, 5]]}', "rows.jsonl:2: sizes.0.0"),
