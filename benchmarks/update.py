@@ -162,7 +162,9 @@ def main() -> None:
         raise SystemExit(2)
     found = importlib.metadata.version("trl")
     if found.split(".")[:2] != ["1", "16"]:
-        print(f"error: benchmarks/update.py calls TRL 1.16, found {found}; install it with: make bench", file=sys.stderr)
+        print(
+            f"error: benchmarks/update.py calls TRL 1.16, found {found}; install it with: make bench", file=sys.stderr
+        )
         raise SystemExit(2)
     settle()
     chosen = cases()

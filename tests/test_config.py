@@ -108,6 +108,8 @@ def test_the_arms_of_the_demo_have_the_same_batch() -> None:
         ("judge: {kind: rulez}\n", "my.yaml:2: judge.kind: expected one of rules, offline, http, got 'rulez' (did you"),
         ("judge: {kind: http}\n", "my.yaml:2: judge: kind http needs url and model"),
         ("judge: {key: x}\n", "my.yaml:2: judge.key: unknown key 'key'"),
+        ("judge: {kind: rules}\nmethod.name: ivgr\n", "my.yaml:2: judge.kind: kind rules decides about answers only"),
+        ("judge: {kind: rules}\narms: {a: {method.name: ivgr}}\n", "judge.kind: kind rules decides about answers only"),
         ("? [a]\n: 1\n", "my.yaml:2: is not valid YAML"),
         ("'a..b': 1\n", "'a..b' is not a dotted key"),
     ],

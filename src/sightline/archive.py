@@ -83,7 +83,7 @@ class Archive:
         return sum(not self._is_expired(reference) for reference in self._references.values())
 
     def advance(self, step: int) -> None:
-        """Moves to `step`: ages count from here, the counters of the step start at zero, what has expired is dropped."""
+        """Moves to `step`: ages count from here, its counters start at zero, and what has expired is dropped."""
         if step != self.step:
             self.step = step
             self._counts = dict.fromkeys(_COUNTS, 0)

@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:  # a file or folder named by the user that cannot be read or written
         place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-        return _refused(f"{place}{error.strerror or error or type(error).__name__}")
+        return _refused(f"{place}{error.strerror or str(error) or type(error).__name__}")
 
 
 def _refused(message: str) -> int:

@@ -36,8 +36,8 @@ class ScoreFile:
     """Logged rollouts."""
     preset: str = "ivgr"
     """METHOD or METHOD/PRESET, e.g. ivgr/release."""
-    judge: str = "rules"
-    """rules, offline, or http."""
+    judge: str = "offline"
+    """offline, http, or rules (answers only; not where consistency is rewarded)."""
     frame: FrameName = "pixels"
     """Coordinates in which the replies write boxes, for rows that do not say so themselves."""
     limit: int | None = None
@@ -71,15 +71,18 @@ class ScoreFile:
     def _scored(self, groups: list[LoggedGroup]) -> Iterator[LoggedGroup]:
         """Groups one after the other, so that each sees what the ones before it left in the archive."""
         from sightline.answers.judge import build_judge
+        from sightline.config.recipe import JUDGE_HINT, judge_problem
         from sightline.evaluate.progress import track
         from sightline.methods import load_method
         from sightline.methods.base import Context
         from sightline.train.scoring import archive_for, credit, score
 
         wanted, judging = self._sections()
-        method = load_method(wanted)
+        method, judging = load_method(wanted), judge_config(judging)
+        if problem := judge_problem(method.config, judging):
+            raise UserError(problem, where="--judge", hint=JUDGE_HINT)
         archive = archive_for(method)
-        judge = build_judge(judge_config(judging))
+        judge = build_judge(judging)
         try:
             for logged in track(groups, "scoring", len(groups), is_shown=self.out is not None):
                 context = Context(judge=judge, archive=archive, frame=logged.frame, step=logged.step)
