@@ -30,6 +30,20 @@ def message(folder: Path, text: str, *overrides: str) -> str:
     return str(caught.value).replace(str(folder / "my.yaml"), "my.yaml")
 
 
+def test_a_judge_that_cannot_compare_reasoning_is_refused_where_consistency_is_rewarded(tmp_path: Path) -> None:
+    said = (
+        "judge.kind: kind rules decides about answers only, but the method rewards consistency (use judge.kind offline"
+    )
+    start, rules = "data: {train: 'scenes:easy'}\njudge: {kind: rules}\n", "method: {name: ivgr}\n"
+    assert said in message(tmp_path, start + rules)
+    assert said in message(tmp_path, start + GRPO, "--method.name", "ivgr")
+    assert said in message(tmp_path, start + GRPO + "arms: {a: {method: {name: ivgr}}, b: {}}\n")
+    assert load(tmp_path, start + GRPO).judge_config.kind == "rules"
+    assert load(tmp_path, start + rules, "--method.weights.consistency", "0").judge_config.kind == "rules"
+    only_arms_run = start + rules + "arms: {a: {method: {name: grpo}}}\n"
+    assert list(load(tmp_path, only_arms_run).arm_recipes()) == ["a"]
+
+
 @pytest.mark.parametrize("name", recipe_names())
 def test_shipped_recipes_load_and_resolve_to_themselves(tmp_path: Path, name: str) -> None:
     recipe = load_recipe(name)
@@ -108,8 +122,6 @@ def test_the_arms_of_the_demo_have_the_same_batch() -> None:
         ("judge: {kind: rulez}\n", "my.yaml:2: judge.kind: expected one of rules, offline, http, got 'rulez' (did you"),
         ("judge: {kind: http}\n", "my.yaml:2: judge: kind http needs url and model"),
         ("judge: {key: x}\n", "my.yaml:2: judge.key: unknown key 'key'"),
-        ("judge: {kind: rules}\nmethod.name: ivgr\n", "my.yaml:2: judge.kind: kind rules decides about answers only"),
-        ("judge: {kind: rules}\narms: {a: {method.name: ivgr}}\n", "judge.kind: kind rules decides about answers only"),
         ("? [a]\n: 1\n", "my.yaml:2: is not valid YAML"),
         ("'a..b': 1\n", "'a..b' is not a dotted key"),
     ],
