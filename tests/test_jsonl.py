@@ -18,9 +18,9 @@ def save(folder: Path, content: bytes) -> Path:
 
 
 def test_rows_end_at_newlines_only(tmp_path: Path) -> None:
-    lines = [json.dumps({"text": ODD}, ensure_ascii=False), "", json.dumps({"text": "é"}, ensure_ascii=False)]
+    lines = [json.dumps({"text": ODD}, ensure_ascii=False), "", json.dumps({"text": "é 😀"})]
     path = save(tmp_path, b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
-    assert list(read_rows(path)) == [(1, {"text": ODD}), (3, {"text": "é"})]
+    assert list(read_rows(path)) == [(1, {"text": ODD}), (3, {"text": "é 😀"})]
 
 
 def test_a_torn_last_row_is_left_out_where_a_file_is_still_written(tmp_path: Path) -> None:
@@ -35,6 +35,7 @@ def test_a_torn_last_row_is_left_out_where_a_file_is_still_written(tmp_path: Pat
     [
         (b"{}\n\xff\xfe\n", r"rows\.jsonl:2: row is not valid JSON: 'utf-8'"),
         (b"{}\n\n[1]\n", r"rows\.jsonl:3: a row must be an object"),
+        (b'{}\n{"id": "\\ud83d"}\n', r"rows\.jsonl:2: row is not valid JSON: .* surrogates not allowed"),
         (b"[" * 100_000, r"rows\.jsonl:1: row is not valid JSON"),
     ],
 )

@@ -16,15 +16,18 @@ def decoded(line: bytes, where: str) -> Any:
     """The value of one line.
 
     Raises:
-        UserError: at `where`; it is not UTF-8, or not JSON.
+        UserError: at `where`; it is not UTF-8, not JSON, or holds half of a surrogate pair, which no file can store.
 
     Example:
         >>> decoded(b'{"id": 7}', "rows.jsonl:1")
         {'id': 7}
     """
     try:
-        return json.loads(line.decode("utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        value = json.loads(line.decode("utf-8-sig"))
+        if b"\\u" in line:
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except (UnicodeError, json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"row is not valid JSON: {error}", where=where, hint="fix or delete this line") from error
 
 

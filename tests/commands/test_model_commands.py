@@ -74,11 +74,11 @@ def test_ask_a_file_of_records(checkpoints, scenes, tmp_path, capsys):
 
 
 def test_an_id_does_not_lead_out_of_the_folder_of_pictures(checkpoints, scenes, tmp_path):
-    ids = iter(["../evil", "/etc/evil", "a/b", "a b", "A b", "x" * 300])
+    ids = iter(["../evil", str(tmp_path / "evil" / "deep"), "a/b", "a b", "A b", "x" * 300])
     rows = [json.loads(line) | {"id": next(ids)} for line in scenes.read_text().splitlines()]
     scenes.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["ask", str(scenes), "--model", str(checkpoints["qwen3_vl"]), "--max-new-tokens", "2", "--json"]
-    before = {p for p in tmp_path.rglob("*")}
+    before = set(tmp_path.rglob("*"))
     assert main([*words, "--out", str(tmp_path / "pictures")]) == 0
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 6
     assert {p.parent for p in tmp_path.rglob("*") if p not in before} == {tmp_path, tmp_path / "pictures"}
