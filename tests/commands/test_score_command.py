@@ -168,7 +168,9 @@ def test_the_default_judge_compares_reasoning(tmp_path, capsys):
     assert not scored[1]["terms"]["consistency"]["masked"]
     assert scored[1]["terms"]["consistency"]["value"] >= 0.7
     source = str(tmp_path / "rows.jsonl")
-    assert main(["score", source, "--judge", "rules"]) == 2
+    unwritten = tmp_path / "unwritten.jsonl"
+    assert main(["score", source, "--judge", "rules", "--out", str(unwritten)]) == 2
+    assert not unwritten.exists()
     message = capsys.readouterr().err
     assert "--judge: kind rules decides about answers only" in message
     assert "offline or http" in message
