@@ -15,6 +15,7 @@ the peers have prepared beforehand.
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import importlib.util
 import sys
 import tempfile
@@ -157,6 +158,12 @@ def main() -> None:
     if not all(importlib.util.find_spec(name) for name in ("trl", "accelerate")):
         print(
             "error: benchmarks/update.py needs TRL 1.16 and accelerate; install them with: make bench", file=sys.stderr
+        )
+        raise SystemExit(2)
+    found = importlib.metadata.version("trl")
+    if found.split(".")[:2] != ["1", "16"]:
+        print(
+            f"error: benchmarks/update.py calls TRL 1.16, found {found}; install it with: make bench", file=sys.stderr
         )
         raise SystemExit(2)
     settle()

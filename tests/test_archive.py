@@ -159,3 +159,11 @@ def test_broken_files_say_where(tmp_path, content, said) -> None:
     assert str(path) in str(caught.value)
     with pytest.raises(UserError, match="no such file"):
         read_archive(tmp_path / "none.json")
+
+
+def test_what_has_expired_leaves_the_saved_state() -> None:
+    archive = Archive(ArchiveConfig(policy="max_age", max_age=2))
+    for step in range(20):
+        archive.advance(step)
+        archive.offer(reference(f"k{step}", step=step))
+    assert [row["key"] for row in archive.state()["references"]] == ["k17", "k18", "k19"]

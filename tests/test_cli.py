@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sightline.cli import COMMANDS, main
-from sightline.errors import UserError
+from sightline.errors import SightlineError, UserError
 
 
 def cpu_seconds(code: str, runs: int = 3) -> float:
@@ -86,6 +86,12 @@ def test_version(capsys):
         (["archive", "stats", "nowhere"], "nowhere: no such run or archive"),
         (["report", "nowhere"], "nowhere: there is no such folder"),
         (["score", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
+        (["ask", "a.png", "What?", "--temperature", "-0.5"], "temperature must be 0 or more"),
+        (["ask", "a.png", "What?", "--max-new-tokens", "0"], "max_new_tokens must be at least 1"),
+        (["eval", "--temperature", "nan"], "temperature must be 0 or more"),
+        (["eval", "--batch", "0"], "--batch: must be at least 1"),
+        (["eval", "--limit", "-3"], "--limit: must be at least 1"),
+        (["eval", "--out", "table.json"], "the table is JSONL"),
         (["data", "check", "rows.jsonl", "--token-budget", "4"], "needs --model-frame"),
         (["data", "scenes", "--out", "x", "--n", "0"], "at least one record"),
     ],
@@ -131,6 +137,60 @@ def test_an_interrupt_names_the_command_that_goes_on(monkeypatch, capsys):
 def test_a_message_of_several_lines_becomes_one(monkeypatch, capsys):
     assert run_failing(monkeypatch, UserError("first\n  second")) == 2
     assert capsys.readouterr().err == "error: first second\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (SightlineError("this sampler runs\nsingle replies"), "error: this sampler runs single replies\n"),
+        (PermissionError(13, "Permission denied", "runs/x"), "error: runs/x: Permission denied\n"),
+        (OSError("cannot go on"), "error: cannot go on\n"),
+        (ConnectionError(), "error: ConnectionError\n"),
+        (FloatingPointError("the gradient norm is nan"), "error: the gradient norm is nan\n"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(monkeypatch, capsys, error, expected):
+    assert run_failing(monkeypatch, error) == 2
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "grpo", "--out", "file/run"],
+        ["data", "scenes", "--n", "1", "--out", "file"],
+        ["data", "scenes", "--n", "1", "--out", "file/scenes"],
+        ["data", "preview", "scenes:easy", "--limit", "1", "--out", "folder"],
+        ["data", "preview", "scenes:easy", "--limit", "1", "--out", "file/page.html"],
+        ["score", "rows.jsonl", "--out", "file/scored.jsonl"],
+        ["recipe", "copy", "demo", "file/mine.yaml"],
+        ["data", "check", "n" * 300 + ".jsonl"],
+    ],
+)
+def test_a_place_that_cannot_be_read_or_written_is_one_line(words, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "rows.jsonl").write_text('{"record": 1, "stream": "textual", "text": ""}\n')
+    assert main(words) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    assert words[-1].split("/")[0] in message
+
+
+@pytest.mark.parametrize("start", [["-m", "sightline"], ["-c", "import sys; from sightline.cli import main; main()"]])
+def test_files_of_the_working_folder_hide_no_installed_module(start, tmp_path):
+    (tmp_path / "yaml.py").write_text("raise SystemExit('hidden')")
+    (tmp_path / "own.py").write_text("from sightline.methods.grpo import GRPO\nclass Named(GRPO): ...\n")
+    (tmp_path / "mine.yaml").write_text("method: {name: 'own:Named'}\ndata: {train: 'scenes:easy'}\n")
+    if start[0] == "-c":  # as the installed script: the working folder is not on the path yet
+        start = ["-P", *start]
+    done = subprocess.run(
+        [sys.executable, *start, "recipe", "show", "mine.yaml"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "own:Named" in done.stdout, done.stderr
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
@@ -219,6 +279,37 @@ def test_archive_commands_read_files_checkpoints_and_runs(tmp_path, capsys):
     assert main(["archive", "export", str(run), str(target)]) == 0
     assert len(target.read_text().splitlines()) == 2
     assert main(["archive", "export", str(run), str(target)]) == 2
+
+
+def test_archive_commands_keep_the_policy_of_the_run(tmp_path, capsys):
+    from sightline.archive import Archive
+    from sightline.types import Reference
+
+    archive = Archive()
+    for step in (0, 5, 9):
+        archive.advance(step)
+        archive.offer(Reference(key=f"k{step}", text="t", boxes=(), rank=(1.0,), step=step))
+    checkpoint = tmp_path / "checkpoints" / "step-000010"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text(json.dumps({"schema": 1, "step": 10, "archive": archive.state()}))
+    method = "{name: ivgr, archive: {policy: max_age, max_age: 4}}"
+    (tmp_path / "recipe.yaml").write_text(f"method: {method}\ndata: {{train: 'scenes:easy'}}\n")
+    for place in (tmp_path, checkpoint / "state.json"):
+        assert main(["archive", "stats", str(place), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["size"] == 2
+    assert main(["archive", "show", str(tmp_path)]) == 0
+    assert "k0" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b'{"schema": 1, "step": 1, "archive": {"schema": 1}}'])
+def test_a_damaged_archive_says_what_to_do(tmp_path, capsys, content):
+    state = tmp_path / "checkpoints" / "step-000001" / "state.json"
+    state.parent.mkdir(parents=True)
+    state.write_bytes(content)
+    assert main(["archive", "stats", str(tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert f"error: {state}: " in message
+    assert "delete this folder; the run resumes from the one before" in message
 
 
 def test_a_run_without_a_checkpoint_says_so(tmp_path, capsys):

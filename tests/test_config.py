@@ -30,6 +30,20 @@ def message(folder: Path, text: str, *overrides: str) -> str:
     return str(caught.value).replace(str(folder / "my.yaml"), "my.yaml")
 
 
+def test_a_judge_that_cannot_compare_reasoning_is_refused_where_consistency_is_rewarded(tmp_path: Path) -> None:
+    said = (
+        "judge.kind: kind rules decides about answers only, but the method rewards consistency (use judge.kind offline"
+    )
+    start, rules = "data: {train: 'scenes:easy'}\njudge: {kind: rules}\n", "method: {name: ivgr}\n"
+    assert said in message(tmp_path, start + rules)
+    assert said in message(tmp_path, start + GRPO, "--method.name", "ivgr")
+    assert said in message(tmp_path, start + GRPO + "arms: {a: {method: {name: ivgr}}, b: {}}\n")
+    assert load(tmp_path, start + GRPO).judge_config.kind == "rules"
+    assert load(tmp_path, start + rules, "--method.weights.consistency", "0").judge_config.kind == "rules"
+    only_arms_run = start + rules + "arms: {a: {method: {name: grpo}}}\n"
+    assert list(load(tmp_path, only_arms_run).arm_recipes()) == ["a"]
+
+
 @pytest.mark.parametrize("name", recipe_names())
 def test_shipped_recipes_load_and_resolve_to_themselves(tmp_path: Path, name: str) -> None:
     recipe = load_recipe(name)

@@ -83,10 +83,11 @@ class Archive:
         return sum(not self._is_expired(reference) for reference in self._references.values())
 
     def advance(self, step: int) -> None:
-        """Moves to `step`: the age of a reference counts from here, and the counters of the step start at zero."""
+        """Moves to `step`: ages count from here, its counters start at zero, and what has expired is dropped."""
         if step != self.step:
             self.step = step
             self._counts = dict.fromkeys(_COUNTS, 0)
+            self._references = {reference.key: reference for reference in self.references()}
 
     def get(self, key: str) -> Reference | None:
         """The reference of a Record, None if there is none that has not expired."""

@@ -14,7 +14,7 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
-from sightline.errors import UserError
+from sightline.errors import SightlineError, UserError
 
 __all__ = ["COMMANDS", "main"]
 
@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 2 bad input, 130 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # own methods and readers, named by dotted path, stand beside the recipe
+        # own methods and readers stand beside the recipe; last, so that a file there never hides an installed module
+        sys.path.append(os.getcwd())
     if not words or (words[-1] in ("-h", "--help") and words[:-1] in ([], *_groups())):
         print(_overview(words[0] if len(words) > 1 else ""))
         return 0
@@ -64,9 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command = _parse(words)
         return command.run()
-    except UserError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+    except (SightlineError, FloatingPointError) as error:  # the latter: training diverged
+        return _refused(str(error))
     except KeyboardInterrupt:
         again = command.resume() if hasattr(command, "resume") else f"sightline {shlex.join(words)}"
         print(f"\ninterrupted; to go on: {again}", file=sys.stderr)
@@ -74,6 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a file or folder named by the user that cannot be read or written
+        place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        return _refused(f"{place}{error.strerror or str(error) or type(error).__name__}")
+
+
+def _refused(message: str) -> int:
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    return 2
 
 
 def _parse(words: list[str]) -> Any:

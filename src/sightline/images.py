@@ -24,7 +24,7 @@ from sightline.types import Box, ImageRef, Size
 if TYPE_CHECKING:
     import PIL.Image
 
-__all__ = ["MIN_SIDE", "crop", "crop_box", "image_ref", "open_image", "resample"]
+__all__ = ["MIN_SIDE", "crop", "crop_box", "image_ref", "image_size", "open_image", "resample"]
 
 MIN_SIDE = 28
 """Default least side of a crop, in original pixels: one visual token of Qwen2.5-VL."""
@@ -69,7 +69,7 @@ def image_ref(source: str | os.PathLike[str] | bytes | np.ndarray | PIL.Image.Im
         UserError: the file is missing or damaged, or the array is not an image.
     """
     if isinstance(source, (str, os.PathLike)):
-        return _file_ref(Path(source).expanduser())
+        return _file_ref(os.path.expanduser(source))
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
         pixels = np.asarray(_decode(io.BytesIO(data), "image data"))
@@ -81,6 +81,22 @@ def image_ref(source: str | os.PathLike[str] | bytes | np.ndarray | PIL.Image.Im
     digest = hashlib.sha256(repr(pixels.shape).encode())
     digest.update(np.ascontiguousarray(pixels).data)
     return _held(pixels, digest.hexdigest())
+
+
+def image_size(source: str | bytes) -> Size:
+    """Width and height as stored (not turned upright), from the header alone: of a file (by path) or encoded image.
+
+    Raises:
+        UserError: the file is missing, or is no image that can be opened.
+    """
+    import PIL.Image
+
+    where = source if isinstance(source, str) else "image data"
+    try:
+        with PIL.Image.open(source if isinstance(source, str) else io.BytesIO(source)) as image:
+            return Size(*image.size)
+    except (PIL.Image.DecompressionBombError, *_DAMAGED) as error:
+        _refuse(error, where)
 
 
 def crop_box(box: Box, size: Size, padding: float = 0.0, min_side: int = MIN_SIDE) -> Box:
@@ -130,12 +146,13 @@ def _interval(low: float, high: float, limit: int, padding: float, min_side: int
     return first + shift, last + shift
 
 
-def _file_ref(path: Path) -> ImageRef:
+def _file_ref(name: str) -> ImageRef:
     import PIL.Image
 
+    path = Path(name)
     try:
         data = path.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter: a name that no file can have
         _refuse(error, str(path))
     try:
         with PIL.Image.open(io.BytesIO(data)) as image:
@@ -170,8 +187,10 @@ def _refuse(error: Exception, where: str) -> NoReturn:
 
     if isinstance(error, FileNotFoundError):
         raise UserError("the image does not exist", where=where, hint="check the path and the image root") from error
-    if isinstance(error, (IsADirectoryError, PermissionError)):
+    if isinstance(error, OSError) and error.strerror:
         raise UserError(f"the image cannot be read: {error.strerror}", where=where) from error
+    if "\0" in where:
+        raise UserError("the name of the image holds a NUL character", where=repr(where)) from error
     if isinstance(error, PIL.Image.DecompressionBombError):
         raise UserError(f"the image is too large to open safely: {error}", where=where) from error
     if isinstance(error, PIL.UnidentifiedImageError):

@@ -90,3 +90,19 @@ def test_without_trl_one_clear_line() -> None:
     assert done.returncode == 2
     assert "make bench" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("version", ["1.15.2", "1.17.0", "2.0"])
+def test_another_version_of_the_peer_is_refused(version, monkeypatch, capsys):
+    import update
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("importlib.metadata.version", lambda _: version)
+    monkeypatch.setattr("sys.argv", ["update.py"])
+    monkeypatch.setattr(update, "settle", lambda: pytest.fail("it went on"))
+    with pytest.raises(SystemExit) as end:
+        update.main()
+    assert end.value.code == 2
+    assert capsys.readouterr().err == (
+        f"error: benchmarks/update.py calls TRL 1.16, found {version}; install it with: make bench\n"
+    )

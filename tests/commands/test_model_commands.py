@@ -73,6 +73,32 @@ def test_ask_a_file_of_records(checkpoints, scenes, tmp_path, capsys):
     assert main(["ask", str(scenes), "What?"]) == 2
 
 
+def test_an_id_does_not_lead_out_of_the_folder_of_pictures(checkpoints, scenes, tmp_path):
+    ids = iter(["../evil", str(tmp_path / "evil" / "deep"), "a/b", "a b", "A b", "x" * 300])
+    rows = [json.loads(line) | {"id": next(ids)} for line in scenes.read_text().splitlines()]
+    scenes.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["ask", str(scenes), "--model", str(checkpoints["qwen3_vl"]), "--max-new-tokens", "2", "--json"]
+    before = set(tmp_path.rglob("*"))
+    assert main([*words, "--out", str(tmp_path / "pictures")]) == 0
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 6
+    assert {p.parent for p in tmp_path.rglob("*") if p not in before} == {tmp_path, tmp_path / "pictures"}
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--dtype", "foo", "unknown number format 'foo'"),
+        ("--dtype", "nn", "unknown number format 'nn'"),
+        ("--device", "cuda:99", "'cuda:99' is not there"),
+        ("--device", "gpu", "unknown device 'gpu'"),
+        ("--device", "meta", "'meta' is not supported"),
+    ],
+)
+def test_a_device_or_number_format_that_is_not_there(checkpoints, scenes, capsys, option, value, said):
+    assert main(["ask", str(scenes), "--model", str(checkpoints["qwen3_vl"]), option, value]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_dry_run_counts_and_writes_nothing(checkpoints, tmp_path, capsys):
     words = ["train", "demo", "--model.name", str(checkpoints["qwen3_vl"]), "--dry-run"]
     assert main(words) == 0

@@ -131,7 +131,7 @@ def test_truncated_text_and_odd_replies_never_raise(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "rows.jsonl:2: not valid JSON"),
+        ("{", "rows.jsonl:2: row is not valid JSON"),
         ("[]", "rows.jsonl:2: a row must be an object"),
         ('{"record": "a", "stream": "textual"}', "rows.jsonl:2: text: field required"),
         ('{"record": "a", "stream": "textual", "text": "", "sizes": [[0, 5]]}', "rows.jsonl:2: sizes.0.0"),
@@ -145,3 +145,34 @@ def test_a_bad_row_is_named(tmp_path, capsys, line, message):
     source.write_text(json.dumps(row("textual", TEXTUAL)) + "\n" + line + "\n")
     assert main(["score", str(source)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_reply_may_hold_any_character(tmp_path):
+    source, target = tmp_path / "rows.jsonl", tmp_path / "scored.jsonl"
+    odd = row("grounded", "a\u2028b\u0085c\x0c" + RIGHT)
+    source.write_text(json.dumps(odd, ensure_ascii=False), encoding="utf-8")
+    assert main(["score", str(source), "--out", str(target)]) == 0
+    assert json.loads(target.read_text())["terms"]["box"]["value"] == 1.0
+
+
+def test_a_file_that_is_not_utf_8_is_named(tmp_path, capsys):
+    source = tmp_path / "rows.jsonl"
+    source.write_bytes(json.dumps(row("textual", "caf\u00e9"), ensure_ascii=False).encode("latin-1"))
+    assert main(["score", str(source)]) == 2
+    assert f"error: {source}:1: row is not valid JSON" in capsys.readouterr().err
+
+
+def test_the_default_judge_compares_reasoning(tmp_path, capsys):
+    rows = [row("grounded", RIGHT, step=3), row("textual", TEXTUAL, step=7)]
+    scored = score(tmp_path, rows, "--preset", "ivgr")
+    assert not scored[1]["terms"]["consistency"]["masked"]
+    assert scored[1]["terms"]["consistency"]["value"] >= 0.7
+    source = str(tmp_path / "rows.jsonl")
+    unwritten = tmp_path / "unwritten.jsonl"
+    assert main(["score", source, "--judge", "rules", "--out", str(unwritten)]) == 2
+    assert not unwritten.exists()
+    message = capsys.readouterr().err
+    assert "--judge: kind rules decides about answers only" in message
+    assert "offline or http" in message
+    assert main(["score", source, "--judge", "rules", "--method.weights.consistency", "0"]) == 0
+    assert main(["score", source, "--judge", "rules", "--preset", "grpo"]) == 0

@@ -39,6 +39,23 @@ def test_the_folder_is_named_after_recipe_and_method(trained):
     assert recipe.train.steps == 3
 
 
+def test_a_method_of_ones_own_gives_a_plain_folder_name(trained):
+    Path("my_method.py").write_text("from sightline.methods.grpo import GRPO\nclass Named(GRPO): ...\n")
+    assert main(["train", "grpo", "--method.name", "my_method:Named"]) == 0
+    assert trained.calls[0][1] == Path("runs/grpo-my_method-Named")
+
+
+def test_a_run_without_evaluation_says_so(trained, capsys):
+    words = ["train", "mine.yaml"]
+    Path("mine.yaml").write_text("method: {name: grpo}\ndata: {train: 'scenes:easy'}\n")
+    assert main([*words, "--out", "a"]) == 0
+    said = "no evaluation: neither data.validation nor evaluation.data names records\n"
+    assert capsys.readouterr().out.count(said) == 1
+    assert main([*words, "--out", "b", "--evaluation.data", "scenes:easy"]) == 0
+    assert "no evaluation" not in capsys.readouterr().out
+    assert len(trained.calls) == 2
+
+
 def test_the_same_command_resumes_and_more_steps_go_on(trained):
     for steps in ("3", "3", "9"):
         assert main(["train", "grpo", "--train.steps", steps]) == 0

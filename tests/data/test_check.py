@@ -52,6 +52,8 @@ def test_a_clean_file_passes(tmp_path: Path) -> None:
         ({"answer": None}, "row", "answer: "),
         ({"question": "<image><image>?"}, "row", "2 <image> markers"),
         ({"images": ["b.png"]}, "image", "does not exist"),
+        ({"images": ["a\0.png"]}, "image", "NUL"),
+        ({"images": ["n" * 300]}, "image", "too long"),
         ({"regions": [{"box": [10, 10, 10, 20]}]}, "box", "empty"),
         ({"regions": [{"box": [50, 10, 10, 20]}]}, "box", "reversed"),
         ({"regions": [{"box": [10, 10, 230, 20]}]}, "box", "outside by 30 px"),

@@ -126,9 +126,33 @@ def test_an_id_twice_is_refused(tmp_path: Path) -> None:
 
 def test_a_damaged_image_names_row_and_path(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"not an image")
-    records = read_records(save_rows(tmp_path, row()))
-    with pytest.raises(UserError, match=r"rows\.jsonl:1 \(id r1\): images\[0\]: .*a\.png"):
-        records[0]
+    image = save_image(tmp_path, "b.png")
+    path = save_rows(tmp_path, row(images=["b.png"]), row(id="r2", images=["b.png", "a.png"]))
+    named = r"rows\.jsonl:2 \(id r2\): images\[1\]: .*a\.png"
+    for content in (b"not an image", b"", image.read_bytes()[:20]):
+        (tmp_path / "a.png").write_bytes(content)
+        with pytest.raises(UserError, match=named):
+            read_records(path)
+    (tmp_path / "a.png").write_bytes(image.read_bytes())
+    records = read_records(path)
+    (tmp_path / "a.png").write_bytes(b"")  # damaged while the run goes on
+    with pytest.raises(UserError, match=named):
+        records[1]
+
+
+@pytest.mark.parametrize(("name", "said"), [("n" * 300 + ".png", "too long"), ("a\0.png", "NUL"), (".", "directory")])
+def test_an_impossible_image_name_names_row_and_path(tmp_path: Path, name: str, said: str) -> None:
+    with pytest.raises(UserError, match=rf"(?s)rows\.jsonl:1 \(id r1\): images\[0\]: .*{said}"):
+        read_records(save_rows(tmp_path, row(images=[name])))
+
+
+def test_an_image_stored_in_a_row_is_looked_at_when_opened(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist([row(images=[{"bytes": b"no image", "path": "a.png"}])]), path)
+    with pytest.raises(UserError, match=r"rows\.parquet:1 \(id r1\): images\[0\]: image data"):
+        read_records(path)
 
 
 def test_undecodable_text_and_empty_files_are_errors(tmp_path: Path) -> None:

@@ -182,3 +182,13 @@ def test_a_failed_judge_leaves_accuracy_out_rather_than_zero():
     result = evaluate(Speaker(), free, ["textual"], sampler=Says(set()), settings=SETTINGS)  # type: ignore[arg-type]
     assert "accuracy" not in result.estimates["textual"]
     assert result.estimates["textual"]["format"].mean == 1.0
+
+
+def test_a_table_holds_texts_with_any_character(tmp_path):
+    path = write_table(run(range(2))[0], tmp_path / "table.jsonl")
+    row = json.loads(path.read_text().splitlines()[0]) | {"text": "a\u2028b\u0085c"}
+    path.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert [r.text for r in read_table(path)] == ["a\u2028b\u0085c"]
+    path.write_bytes(path.read_bytes() + b"\xff\n")
+    with pytest.raises(UserError, match=r"table\.jsonl:2: row is not valid JSON"):
+        read_table(path)

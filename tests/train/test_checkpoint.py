@@ -10,7 +10,7 @@ import torch
 
 from sightline.errors import UserError
 from sightline.policy.load import Policy, load_policy
-from sightline.train.checkpoint import Checkpoints
+from sightline.train.checkpoint import Checkpoints, Saved
 
 
 def test_round_trip_is_exact_and_the_folder_loads(policy: Policy, tmp_path: Path) -> None:
@@ -57,3 +57,53 @@ def test_an_unknown_schema_is_named(policy: Policy, tmp_path: Path) -> None:
     (folder / "state.json").write_text(json.dumps({"schema": 99, "step": 1}))
     with pytest.raises(UserError, match="schema 99"):
         store.latest()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b"{}", b'{"schema": 1}', b'{"schema": 1, "step": "x"}'])
+def test_a_damaged_state_names_the_file_and_what_to_do(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "checkpoints" / "step-000001" / "state.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="delete this folder; the run resumes from the one before") as caught:
+        Checkpoints(tmp_path).latest()
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, None])
+def test_a_damaged_optimiser_names_the_file_and_what_to_do(tmp_path: Path, share: float | None) -> None:
+    path = tmp_path / "optimizer.pt"
+    torch.save({"weights": torch.zeros(100)}, path)
+    whole = path.read_bytes()
+    path.write_bytes(b"text" if share is None else whole[: int(len(whole) * share)])
+    with pytest.raises(UserError, match="delete this folder; the run resumes from the one before") as caught:
+        Saved(tmp_path, 1, {}).tensors()
+    assert str(path) in str(caught.value)
+    path.unlink()
+    with pytest.raises(UserError, match="No such file"):
+        Saved(tmp_path, 1, {}).tensors()
+
+
+def test_saving_a_step_again_never_leaves_the_folder_without_it(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Checkpoints(tmp_path)
+    store.save(1, policy, {"data": "old"}, {})
+    rename, folder = Path.rename, tmp_path / "checkpoints"
+
+    def killed(path: Path, target: Path) -> Path:
+        if path.suffix == ".tmp":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.save(1, policy, {"data": "new"}, {})
+    latest = store.latest()
+    assert latest is not None
+    assert latest.state["data"] == "old"
+    store.save(1, policy, {"data": "new"}, {})
+    latest = store.latest()
+    assert latest is not None
+    assert latest.state["data"] == "new"
+    assert [p.name for p in folder.iterdir()] == ["step-000001"]

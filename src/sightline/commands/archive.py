@@ -83,7 +83,7 @@ def open_archive(path: Path) -> Archive:
     Raises:
         UserError: there is none.
     """
-    from sightline.archive import Archive, read_archive
+    from sightline.archive import read_archive
 
     if not path.exists():
         raise UserError("no such run or archive", where=str(path))
@@ -94,9 +94,27 @@ def open_archive(path: Path) -> Archive:
     state = path if path.is_file() else Path(source(str(path))) / "state.json"
     if not state.is_file():
         raise UserError("holds no checkpoint", where=str(path))
-    saved = json.loads(state.read_text(encoding="utf-8")).get("archive")
+    from sightline.train.checkpoint import REMEDY, read_state
+
+    saved = read_state(state).get("archive")
     if not saved:
         raise UserError("this checkpoint holds no archive", where=str(state), hint="only some methods keep one")
-    archive = Archive()
-    archive.load_state(saved, str(state))
+    archive = _empty_archive(state.resolve().parents[2] / "recipe.yaml")
+    try:
+        archive.load_state(saved, str(state))
+    except UserError as error:
+        raise UserError(error.what, where=error.where, hint=REMEDY) from error
     return archive
+
+
+def _empty_archive(recipe: Path) -> Archive:
+    """An archive with the policy of the run that `recipe` describes; the default one if it is no run's checkpoint."""
+    from sightline.archive import Archive
+
+    if not recipe.is_file():
+        return Archive()
+    from sightline.config import load_recipe
+    from sightline.methods import load_method
+    from sightline.train.scoring import archive_for
+
+    return archive_for(load_method(load_recipe(recipe).method))

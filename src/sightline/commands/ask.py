@@ -65,6 +65,11 @@ class Ask:
     def run(self) -> int:
         from rich.console import Console
 
+        from sightline.commands.model import check_options
+
+        check_options(
+            temperature=self.temperature, max_new_tokens=self.max_new_tokens, limit=self.limit, seed=self.seed
+        )
         records = self._records()
         console = Console(quiet=self.json, highlight=False, soft_wrap=True)
         if self.show and records[0].images:
@@ -78,19 +83,20 @@ class Ask:
 
         imported = time.perf_counter()
         from sightline.commands.model import open_policy
+        from sightline.commands.replies import file_stems
 
         policy = open_policy(self.model, device=self.device, dtype=self.dtype)
         loaded = time.perf_counter()
         console.print(f"{self.model}: {policy.frame.describe()}", style="dim", markup=False)
         slowest = 0.0
-        for record in records:
+        for record, stem in zip(records, file_stems([record.id for record in records]), strict=True):
             if len(records) > 1:
                 console.print(f"\n{record.id}: {record.question}", style="bold", markup=False)
             started = time.perf_counter()
             result = self._answer(record, policy, console)
             seconds = time.perf_counter() - started
             slowest = max(slowest, seconds)
-            self._tell(result, seconds, console)
+            self._tell(result, seconds, console, stem)
         each = "answer" if len(records) == 1 else "slowest answer"
         times = f"imports {imported - began:.2f} s, loading {loaded - imported:.2f} s, {each} {slowest:.2f} s"
         console.print(times, style="dim")
@@ -126,7 +132,7 @@ class Ask:
         console.print(marked(result.reading.text))
         return result
 
-    def _tell(self, result: ModeResult, seconds: float, console: Console) -> None:
+    def _tell(self, result: ModeResult, seconds: float, console: Console, stem: str) -> None:
         from sightline.commands.replies import result_row, save_picture, verdict
 
         if self.json:
@@ -134,7 +140,7 @@ class Ask:
         console.print(verdict(result))
         if self.out is not None:
             is_many = self.image.suffix in TABLES
-            target = self.out / f"{result.record.id}.png" if is_many else self.out
+            target = self.out / f"{stem}.png" if is_many else self.out
             print(f"picture: {save_picture(result, target)}", file=sys.stderr)
 
     def _records(self) -> list[Record]:

@@ -62,21 +62,29 @@ class Evaluate:
     def run(self) -> int:
         if self.out is not None and self.out.exists():
             raise UserError("exists already", where=str(self.out), hint="choose another name for --out")
-        from sightline.commands.model import open_policy, source, token_limit
+        if self.out is not None and self.out.suffix == ".json":
+            raise UserError("the table is JSONL; its figures are written beside it as .json", where=f"--out {self.out}")
+        from sightline.commands.model import check_options, open_policy, source, token_limit
         from sightline.commands.records import held_out
         from sightline.evaluate.runner import evaluate, write_table
         from sightline.sampling.base import SamplingSettings
 
+        check_options(
+            temperature=self.temperature, max_new_tokens=self.max_new_tokens,
+            limit=self.limit, seed=self.seed, batch=self.batch,
+        )  # fmt: skip
         source(self.model)  # a mistake in the name is told before the records are made
         records = held_out(self.data, self.limit, self.seed, types=self.types)
         policy = open_policy(self.model, device=self.device, dtype=self.dtype)
+        path = self.out or self._default_path()
+        path.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is told before the work
         limit = token_limit(policy, self.max_new_tokens)
         settings = SamplingSettings(temperature=self.temperature, max_new_tokens=limit)
         evaluation = evaluate(
             policy, records, self.modes, settings=settings, config=self.crops,
             seed=self.seed, label=self.data, batch=self.batch,
         )  # fmt: skip
-        path = write_table(evaluation, self.out or self._default_path())
+        write_table(evaluation, path)
         figures = self._figures(evaluation, str(path), limit, policy.frame.describe())
         path.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
         if self.json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sightline.errors import UserError
 from sightline.geometry.frames import Frame
+from sightline.jsonl import read_rows
 from sightline.types import AnswerKind, Box, Group, ImageRef, Prompt, Record, Region, Rollout, Size
 
 __all__ = ["LoggedGroup", "LoggedRow", "read_groups"]
@@ -83,18 +83,8 @@ def read_groups(path: Path, frame: Frame, *, limit: int | None = None) -> Iterat
 
 
 def _rows(path: Path) -> Iterator[tuple[int, LoggedRow]]:
-    if not path.is_file():
-        raise UserError("no such file", where=str(path))
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, values in read_rows(path):
         where = f"{path}:{number}"
-        try:
-            values = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"not valid JSON: {error}", where=where) from error
-        if not isinstance(values, dict):
-            raise UserError("a row must be an object with keys", where=where)
         try:
             for row in _flat(values) if "rollouts" in values else [values]:
                 yield number, LoggedRow.model_validate(row)

@@ -10,7 +10,7 @@ from sightline.errors import UserError
 if TYPE_CHECKING:
     from sightline.policy.load import Policy
 
-__all__ = ["DEFAULT", "open_policy", "source", "token_limit"]
+__all__ = ["DEFAULT", "check_options", "open_policy", "source", "token_limit"]
 
 DEFAULT = "embedded:qwen3_vl"
 
@@ -45,6 +45,22 @@ def open_policy(name: str, *, device: str = "cpu", dtype: str = "float32", threa
 
     torch.set_num_threads(threads)
     return load_policy(source(name), device=device, dtype=dtype)
+
+
+def check_options(
+    *, temperature: float, max_new_tokens: int | None, limit: int | None, seed: int, batch: int = 1
+) -> None:
+    """Options that `ask` and `eval` share, before anything is loaded.
+
+    Raises:
+        UserError: names the first option that is out of range.
+    """
+    from sightline.sampling.base import SamplingSettings
+
+    SamplingSettings(temperature=temperature, max_new_tokens=1 if max_new_tokens is None else max_new_tokens)
+    for name, value, least in (("limit", limit, 1), ("batch", batch, 1), ("seed", seed, 0)):
+        if value is not None and value < least:
+            raise UserError(f"must be at least {least}, got {value}", where=f"--{name}")
 
 
 def token_limit(policy: Policy, wanted: int | None) -> int:

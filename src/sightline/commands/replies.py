@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
     from sightline.sampling.modes import ModeResult
 
-__all__ = ["marked", "result_row", "save_picture", "verdict"]
+__all__ = ["file_stems", "marked", "result_row", "save_picture", "verdict"]
 
 _BOX = re.compile(r"<box>.*?</box>", re.DOTALL)
 _TAG = re.compile(r"</?\w+>")
@@ -64,6 +65,26 @@ def result_row(result: ModeResult, seconds: float) -> dict[str, Any]:
         "note": result.note,
         "seconds": round(seconds, 3),
     }
+
+
+def file_stems(ids: Iterable[str]) -> list[str]:
+    """A file name without suffix for each id, all different; an id is data and may not lead out of the folder.
+
+    Example:
+        >>> file_stems(["kitchen-17", "../evil", "a/b", "a b"])
+        ['kitchen-17', 'evil', 'a-b', 'a-b-2']
+    """
+    stems: list[str] = []
+    taken: set[str] = set()
+    for identity in ids:
+        plain = stem = re.sub(r"[^\w.-]+", "-", identity, flags=re.ASCII).strip(".-")[:100] or "record"
+        number = 1
+        while stem.lower() in taken:
+            number += 1
+            stem = f"{plain}-{number}"
+        taken.add(stem.lower())
+        stems.append(stem)
+    return stems
 
 
 def save_picture(result: ModeResult, path: Path) -> Path:

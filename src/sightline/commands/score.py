@@ -17,6 +17,7 @@ from sightline.errors import UserError
 if TYPE_CHECKING:
     from sightline.answers.judge_config import JudgeConfig
     from sightline.commands.logged import LoggedGroup
+    from sightline.methods.base import Method
     from sightline.types import Group
 
 __all__ = ["ScoreFile"]
@@ -36,8 +37,8 @@ class ScoreFile:
     """Logged rollouts."""
     preset: str = "ivgr"
     """METHOD or METHOD/PRESET, e.g. ivgr/release."""
-    judge: str = "rules"
-    """rules, offline, or http."""
+    judge: str = "offline"
+    """offline, http, or rules (answers only; not where consistency is rewarded)."""
     frame: FrameName = "pixels"
     """Coordinates in which the replies write boxes, for rows that do not say so themselves."""
     limit: int | None = None
@@ -52,34 +53,43 @@ class ScoreFile:
         from sightline.commands.logged import read_groups
 
         groups = list(read_groups(self.file, frame_named(self.frame), limit=self.limit))
+        method, judging = self._parts()
         if self.out is None:
-            self._write(groups, sys.stdout)
+            self._write(self._scored(groups, method, judging), sys.stdout)
             return 0
         with self.out.open("w", encoding="utf-8") as stream:
-            count = self._write(groups, stream)
+            count = self._write(self._scored(groups, method, judging), stream)
         print(f"{count} rollouts in {len(groups)} groups: {self.out}")
         return 0
 
-    def _write(self, groups: list[LoggedGroup], stream: IO[str]) -> int:
+    def _write(self, groups: Iterator[LoggedGroup], stream: IO[str]) -> int:
         count = 0
-        for group in self._scored(groups):
+        for group in groups:
             for row in score_rows(group.group, group.step):
                 print(json.dumps(row, ensure_ascii=False), file=stream)
                 count += 1
         return count
 
-    def _scored(self, groups: list[LoggedGroup]) -> Iterator[LoggedGroup]:
+    def _parts(self) -> tuple[Method, JudgeConfig]:
+        """The method and the judge's section; what does not fit is told before a file is opened."""
+        from sightline.config.recipe import JUDGE_HINT, judge_problem
+        from sightline.methods import load_method
+
+        wanted, values = self._sections()
+        method, judging = load_method(wanted), judge_config(values)
+        if problem := judge_problem(method.config, judging):
+            raise UserError(problem, where="--judge", hint=JUDGE_HINT)
+        return method, judging
+
+    def _scored(self, groups: list[LoggedGroup], method: Method, judging: JudgeConfig) -> Iterator[LoggedGroup]:
         """Groups one after the other, so that each sees what the ones before it left in the archive."""
         from sightline.answers.judge import build_judge
         from sightline.evaluate.progress import track
-        from sightline.methods import load_method
         from sightline.methods.base import Context
         from sightline.train.scoring import archive_for, credit, score
 
-        wanted, judging = self._sections()
-        method = load_method(wanted)
         archive = archive_for(method)
-        judge = build_judge(judge_config(judging))
+        judge = build_judge(judging)
         try:
             for logged in track(groups, "scoring", len(groups), is_shown=self.out is not None):
                 context = Context(judge=judge, archive=archive, frame=logged.frame, step=logged.step)

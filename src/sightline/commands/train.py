@@ -49,6 +49,8 @@ class Train:
 
             print(describe(recipe, folder))
             return 0
+        if not any(r.evaluation.data or r.data.validation for r in (recipe, *recipe.arm_recipes().values())):
+            print("no evaluation: neither data.validation nor evaluation.data names records")
         if recipe.arms:
             from sightline.commands.arms import train_arms
 
@@ -72,7 +74,8 @@ class Train:
         path = Path(self.recipe)
         if path.is_dir():
             return path
-        return Path("runs") / f"{path.stem}-{recipe.method['name']}"
+        method = re.sub(r"[^\w.-]+", "-", recipe.method["name"])  # one's own is called package.module:Class
+        return Path("runs") / f"{path.stem}-{method}"
 
 
 def train_one(recipe: Recipe, folder: Path) -> None:

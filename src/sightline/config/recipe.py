@@ -19,7 +19,9 @@ from sightline.config.sections import Alarms, Data, Evaluation, Model, Optim, Sa
 from sightline.config.source import Origin, nested
 from sightline.errors import UserError
 
-__all__ = ["Recipe", "build_recipe", "merge", "resolved_yaml"]
+__all__ = ["JUDGE_HINT", "Recipe", "build_recipe", "judge_problem", "merge", "resolved_yaml"]
+
+JUDGE_HINT = "use judge.kind offline or http, or set method.weights.consistency to 0"
 
 
 class Recipe(Section):
@@ -105,7 +107,17 @@ def build_recipe(values: Mapping[str, Any], origin: Origin) -> Recipe:
             raise UserError(error.what, where=origin.where(error.where), hint=error.hint) from error
     if recipe.arms:
         recipe.arms_from(origin)
+    elif problem := judge_problem(recipe.method_config, recipe.judge_config):
+        raise UserError(problem, where=origin.where("judge.kind"), hint=JUDGE_HINT)
     return recipe
+
+
+def judge_problem(method: Any, judge: Any) -> str:
+    """Why these two configs do not fit together, "" if they do: rules leave every consistency term masked or zero."""
+    weight = getattr(getattr(method, "weights", None), "consistency", 0)
+    if judge.kind == "rules" and isinstance(weight, int | float) and weight > 0:
+        return "kind rules decides about answers only, but the method rewards consistency"
+    return ""
 
 
 def _model_of(section: str, recipe: Recipe) -> type[BaseModel]:

@@ -50,12 +50,13 @@ class Records(Sequence[Record]):
         count = len(table) if limit is None else min(limit, len(table))
         self.has_regions = np.zeros(count, dtype=bool)
         seen: dict[str, int] = {}
+        opened: set[str] = set()
         for scanned in _scan(table, reader, place, count):
             if scanned.problem is not None:
                 raise scanned.problem
             if scanned.row is not None:
                 _require_new_id(scanned.place, seen)
-                _require_images(scanned.row, scanned.place)
+                _require_images(scanned.row, scanned.place, opened)
                 self.has_regions[scanned.index] = bool(scanned.row.regions)
         if not count:
             raise UserError("holds no rows", where=str(path))
@@ -95,7 +96,7 @@ def read_records(
     frame: str | None = None,
     limit: int | None = None,
 ) -> Records:
-    """Opens a `.jsonl` or `.parquet` file and checks every row's keys and types and that its images exist.
+    """Opens a `.jsonl` or `.parquet` file and checks every row's keys and types and the headers of its images.
 
     Args:
         path: the data file.
@@ -171,14 +172,25 @@ def _require_new_id(place: Place, seen: dict[str, int]) -> None:
         raise place.error(f"id {place.name!r} stands in line {first} already", key="id", hint="give each row its own")
 
 
-def _require_images(row: Row, place: Place) -> None:
+def _require_images(row: Row, place: Place, opened: set[str]) -> None:
+    """Opens the header of every image not in `opened`, so that a damaged file is told before weights load."""
+    from sightline.images import image_size
+
     for index, entry in enumerate(row.images):
-        name = entry.path if isinstance(entry, ImageEntry) else entry
-        has_bytes = isinstance(entry, ImageEntry) and entry.content is not None
-        if name is None or has_bytes:
+        content = entry.content if isinstance(entry, ImageEntry) else None
+        source = content if content is not None else str(place.image_path(_name(entry)))
+        if source in opened:
             continue
-        path = place.image_path(name)
-        if not path.is_file():
-            raise place.error(
-                f"no such image {str(path)!r}", key=f"images[{index}]", hint="set data.image_root to its folder"
-            )
+        try:
+            image_size(source)
+        except UserError as problem:
+            what, hint = f"{problem.where}: {problem.what}", problem.hint
+            if isinstance(problem.__cause__, FileNotFoundError | NotADirectoryError):
+                what, hint = f"no such image {source!r}", "set data.image_root to its folder"
+            raise place.error(what, key=f"images[{index}]", hint=hint) from problem
+        if isinstance(source, str):
+            opened.add(source)
+
+
+def _name(entry: str | ImageEntry) -> str:
+    return entry if isinstance(entry, str) else str(entry.path)

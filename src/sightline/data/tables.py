@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from sightline.errors import UserError
+from sightline.jsonl import decoded
 
 __all__ = ["JsonLines", "Parquet", "Table", "open_table"]
 
@@ -79,12 +79,7 @@ class JsonLines:
                         yield problem
 
     def _decoded(self, raw: bytes, line: int) -> Any:
-        try:
-            return json.loads(raw.decode("utf-8-sig"))
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as problem:
-            raise UserError(
-                f"row is not valid JSON: {problem}", where=f"{self.path}:{line}", hint="fix or delete this line"
-            ) from problem
+        return decoded(raw, f"{self.path}:{line}")
 
 
 class Parquet:

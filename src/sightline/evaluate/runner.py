@@ -19,6 +19,7 @@ from sightline.errors import UserError
 from sightline.evaluate.metrics import aggregate, measure
 from sightline.evaluate.progress import track
 from sightline.evaluate.statistics import DRAWS, Estimate
+from sightline.jsonl import read_rows
 from sightline.types import Record
 
 if TYPE_CHECKING:
@@ -179,12 +180,10 @@ def read_table(path: str | Path) -> list[EvaluationRow]:
     if not path.is_file():
         raise UserError("no such table", where=str(path), hint="sightline eval ... --out FILE.jsonl writes one")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, row in read_rows(path):
         try:
-            rows.append(EvaluationRow(**json.loads(line)))
-        except (ValueError, TypeError) as error:
+            rows.append(EvaluationRow(**row))
+        except TypeError as error:
             raise UserError(f"not a row of an evaluation table: {error}", where=f"{path}:{number}") from error
     return rows
 

@@ -45,6 +45,9 @@ ADAPTERS: dict[str, tuple[type[ModelAdapter], str]] = {
 }
 """Model type of a checkpoint -> its adapter and its transformers class."""
 
+DTYPES = ("float32", "bfloat16", "float16")
+DEVICES = "auto, cpu, cuda, cuda:N or mps"
+
 
 @dataclass(kw_only=True)
 class Policy:
@@ -158,18 +161,20 @@ def load_policy(
         min_pixels, max_pixels: image area limits after the resize; None keeps the checkpoint's.
 
     Raises:
-        UserError: unknown model type, missing files, or tensors that are missing, unexpected or of another shape.
+        UserError: unknown number format, a device that is not there, unknown model type, missing files, or tensors
+            that are missing, unexpected or of another shape.
     """
+    target = _device(device)
+    if dtype not in DTYPES:
+        raise UserError(f"unknown number format {dtype!r}", where="dtype", hint=f"one of {', '.join(DTYPES)}")
     folder = checkpoint_folder(str(name_or_path))
     config = _read_json(folder / "config.json")
     family = config.get("model_type", "")
     if family not in ADAPTERS:
         raise UserError(f"model type '{family}' is not supported", where=str(folder / "config.json"),
                         hint="supported: " + ", ".join(ADAPTERS))  # fmt: skip
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     make_adapter, class_name = ADAPTERS[family]
-    adapter = make_adapter(_strict_model(folder, class_name, dtype).to(device))
+    adapter = make_adapter(_strict_model(folder, class_name, dtype).to(target))
     if checkpointing:
         adapter.model.activation_checkpointing_enable({"use_reentrant": False})
     tokenizer, template = _tokenizer(folder)
@@ -190,6 +195,23 @@ def load_policy(
         module=PolicyModule(adapter, (*sorted(banned), *spare)), pixels=Pixels(processor, frame),
         style=card.get("prompt_style", "full"), banned=(*sorted(banned), *spare),
     )  # fmt: skip
+
+
+def _device(name: str | torch.device) -> torch.device:
+    """The device by name, once it is known to be there."""
+    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if has_cuda else "mps" if has_mps else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"unknown device {name!r}", where="device", hint=DEVICES) from error
+    there = {"cpu": 1, "cuda": torch.cuda.device_count() if has_cuda else 0, "mps": int(has_mps)}
+    if device.type not in there:
+        raise UserError(f"device {str(name)!r} is not supported", where="device", hint=DEVICES)
+    if (device.index or 0) >= there[device.type]:
+        raise UserError(f"device {str(name)!r} is not there on this machine", where="device", hint="e.g. cpu")
+    return device
 
 
 def save_policy(policy: Policy, folder: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sightline.errors import UserError
+from sightline.jsonl import read_rows
 
 __all__ = ["Tail", "append_line", "keep_lines", "plain", "read_lines", "repair_end"]
 
@@ -54,18 +54,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise UserError("this line is not a JSON object", where=f"{path}:{number}", hint="delete the line")
-        rows.append(row)
-    return rows
+    return [row for _, row in read_rows(path, drops_torn=True)]
 
 
 def repair_end(path: Path) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from sightline.errors import UserError
+
 if TYPE_CHECKING:
     from sightline.types import Prompt, Rollout
 
@@ -23,11 +25,24 @@ class SamplingSettings:
         top_p: nucleus kept when drawing. Recorded log-probs are those of the whole distribution, which the learner
             scores too; below 1 sampler and learner differ by the cut mass.
         max_new_tokens: ceiling per turn.
+
+    Raises:
+        UserError: a negative temperature, a nucleus outside (0, 1], or no token to write.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     max_new_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(
+                f"temperature must be 0 or more, got {self.temperature}", hint="0 takes the likeliest token"
+            )
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p must be above 0 and at most 1, got {self.top_p}", hint="1 keeps every token")
+        if self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
 
 
 class Sampler(Protocol):

@@ -18,9 +18,10 @@ from sightline.errors import UserError
 if TYPE_CHECKING:
     from sightline.policy.load import Policy
 
-__all__ = ["Checkpoints", "Saved", "write_atomically"]
+__all__ = ["REMEDY", "Checkpoints", "Saved", "read_state", "write_atomically"]
 
 SCHEMA = 1
+REMEDY = "delete this folder; the run resumes from the one before"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +33,21 @@ class Saved:
     state: dict[str, Any]
 
     def tensors(self) -> dict[str, Any]:
-        """The optimiser state, read without unpickling code."""
+        """The optimiser state, read without unpickling code.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        import pickle
+
         import torch
 
-        return torch.load(self.folder / "optimizer.pt", weights_only=True, map_location="cpu")
+        path = self.folder / "optimizer.pt"
+        try:
+            return torch.load(path, weights_only=True, map_location="cpu")
+        except (OSError, EOFError, RuntimeError, ValueError, LookupError, pickle.UnpicklingError) as error:
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            raise UserError(f"the optimiser state cannot be read: {reason}", where=str(path), hint=REMEDY) from error
 
 
 class Checkpoints:
@@ -64,12 +76,15 @@ class Checkpoints:
         torch.save(dict(tensors), temporary / "optimizer.pt")
         (temporary / "state.json").write_text(json.dumps({"schema": SCHEMA, "step": step, **state}))
         _sync(temporary)
+        aside = self.folder / f".{target.name}.old"
         if target.exists():
-            shutil.rmtree(target)
+            shutil.rmtree(aside, ignore_errors=True)
+            target.rename(aside)
         temporary.rename(target)
         if is_best:
             write_atomically(self.folder / "best", target.name)
         _sync_entry(self.folder)
+        shutil.rmtree(aside, ignore_errors=True)
         self._prune()
         return target
 
@@ -87,24 +102,47 @@ class Checkpoints:
         """The newest checkpoint, or None in a fresh folder.
 
         Raises:
-            UserError: it was written by an incompatible version.
+            UserError: it is damaged, or was written by an incompatible version.
         """
+        self._put_back()
         folders = self.all()
         if not folders:
             return None
-        raw = json.loads((folders[-1] / "state.json").read_text())
-        if raw.get("schema") != SCHEMA:
-            raise UserError(
-                f"checkpoint schema {raw.get('schema')} cannot be resumed by this version (needs {SCHEMA})",
-                where=str(folders[-1]), hint="start over beside it with --fresh",
-            )  # fmt: skip
-        return Saved(folders[-1], int(raw["step"]), raw)
+        raw = read_state(folders[-1] / "state.json")
+        return Saved(folders[-1], raw["step"], raw)
+
+    def _put_back(self) -> None:
+        """Undoes a save that was killed between moving the old folder aside and moving the new one in."""
+        for aside in self.folder.glob(".step-*.old"):
+            target = self.folder / aside.name.removeprefix(".").removesuffix(".old")
+            if not target.exists():
+                aside.rename(target)
 
     def _prune(self) -> None:
         best = self.best()
         for path in self.all()[: -self.keep]:
             if path != best:
                 shutil.rmtree(path)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The plain state of a checkpoint.
+
+    Raises:
+        UserError: the file is damaged, or was written by an incompatible version.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise UserError(f"the state of this checkpoint is damaged: {error}", where=str(path), hint=REMEDY) from error
+    if not isinstance(raw, dict) or "schema" not in raw or not isinstance(raw.get("step"), int):
+        raise UserError("this is not the state of a checkpoint", where=str(path), hint=REMEDY)
+    if raw["schema"] != SCHEMA:
+        raise UserError(
+            f"checkpoint schema {raw['schema']} cannot be resumed by this version (needs {SCHEMA})",
+            where=str(path.parent), hint="start over beside it with --fresh",
+        )  # fmt: skip
+    return raw
 
 
 def _sync(folder: Path) -> None:

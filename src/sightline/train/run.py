@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sightline.errors import SightlineError
+from sightline.errors import SightlineError, UserError
 from sightline.language.parse import read
 from sightline.language.prompts import prompt
 from sightline.types import Group, Measurement, Prompt, Record, Rollout
@@ -154,9 +154,23 @@ class Run:
         self.is_best = False
 
     def restore(self, saved: Saved) -> None:
+        """Continues where `saved` was written.
+
+        Raises:
+            UserError: it lacks a part, or its tensors do not fit the model.
+        """
+        try:
+            self._restore(saved)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"the checkpoint does not fit this run: {error!r}", where=str(saved.folder),
+                hint="delete this folder; the run resumes from the one before",
+            ) from error  # fmt: skip
+
+    def _restore(self, saved: Saved) -> None:
+        state, tensors = saved.state, saved.tensors()
         import torch
 
-        state, tensors = saved.state, saved.tensors()
         self.step = saved.step
         # more steps than the finished run had: it goes on
         self.is_finished = bool(state["is_finished"]) and saved.step >= self.steps
