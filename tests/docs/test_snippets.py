@@ -45,6 +45,7 @@ def run(block: Block, page: Path, names: dict[str, object]) -> None:
     module = MODULE.match(block.code)
     if module:
         Path(f"{module[1]}.py").write_text(block.code, encoding="utf-8")
+        sys.modules.pop(module[1], None)  # another test may have imported one of the same name
     elif block.code.startswith(">>>"):
         test = doctest.DocTestParser().get_doctest(block.code, {}, page.name, str(page), block.above)
         test.globs = names  # the parser copies what it is given

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import replace
 from typing import Any, cast
 
@@ -21,9 +20,9 @@ from sightline.types import Group, Message, Prompt, Reading, Record, Reference, 
 class TwoPhase(Method):
     """`feed` rollouts score their own number and become references; `read` rollouts score what they see."""
 
-    def __init__(self, delay: float = 0.0) -> None:
+    def __init__(self, meeting: threading.Barrier | None = None) -> None:
         super().__init__()
-        self.delay = delay
+        self.meeting = meeting
         self.threads: set[str] = set()
         self.seen: list[str] = []
 
@@ -34,7 +33,8 @@ class TwoPhase(Method):
 
     def score(self, group: Group, context: Context):
         self.threads.add(threading.current_thread().name)
-        time.sleep(self.delay)
+        if self.meeting is not None:
+            self.meeting.wait()
         self.seen.append(f"{group.record.id}:{'+'.join(group.streams)}")
         if "read" in group.streams:
             assert group.scored is not None
@@ -136,11 +136,10 @@ def test_streams_may_be_missing_and_groups_empty() -> None:
 
 def test_groups_are_scored_side_by_side() -> None:
     groups = [group(str(i), ["1", "2"]) for i in range(8)]
-    method = TwoPhase(delay=0.05)
-    started = time.monotonic()
+    # every call waits until eight are inside at once, so scoring one after the other would break the barrier
+    method = TwoPhase(threading.Barrier(8, timeout=30))
     side_by_side = score(method, groups, context(), workers=8)
-    assert time.monotonic() - started < 0.05 * 16 / 2
-    assert len(method.threads) > 1
+    assert len(method.threads) == 8
     assert totals(side_by_side) == totals(score(TwoPhase(), groups, context(), workers=1))
 
 
