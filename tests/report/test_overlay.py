@@ -61,10 +61,11 @@ def test_thin_pictures(size: tuple[int, int]) -> None:
     assert draw(Image.new("RGB", size), [box] * 3, ["a label"] * 3, styles).size == size
 
 
-def test_odd_boxes_draw_without_error() -> None:
+def test_odd_boxes_draw_inside_the_picture() -> None:
     boxes = [Box(30, 30, 10, 10), Box(-50, -50, 500, 500), Box(5, 5, 5, 5), Box(200, 200, 300, 300)]
     for name in STYLES:
-        draw(Image.new("RGB", (50, 50)), boxes, ["", "é 🙂 \n x", "y" * 500, "z"], [name] * 4)
+        drawn = draw(Image.new("RGB", (50, 50)), boxes, ["", "é 🙂 \n x", "y" * 500, "z"], [name] * 4)
+        assert drawn.size == (50, 50)
 
 
 def test_source_is_left_alone() -> None:

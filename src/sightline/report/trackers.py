@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -24,11 +25,12 @@ class Sink(Protocol):
     def finish(self) -> None: ...
 
 
-class _MetricSink:
+class _MetricSink(ABC):
     """Turns events into flat `name: number` calls of `log`."""
 
+    @abstractmethod
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        raise NotImplementedError
+        """Hands the numbers of one step to the tracker."""
 
     def step(self, stats: StepStats) -> None:
         values = {**stats.metrics, **{f"seconds/{part}": value for part, value in stats.seconds.items()}}
