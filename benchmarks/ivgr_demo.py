@@ -43,7 +43,7 @@ class Seed:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
     parser.add_argument("--rebuild", type=int, nargs="*", default=[], help="also from policies built with these seeds")
     parser.add_argument("--arms", nargs="+", default=["textual", "ivgr"], choices=["textual", "ivgr", *ABLATIONS])
     parser.add_argument("--n", type=int, default=1000, help="held-out scenes of each evaluation")
