@@ -15,7 +15,8 @@ __all__ = ["CreditConfig", "ObjectiveConfig", "Settings"]
 class Settings(BaseModel):
     """Base of every section of a method: unknown keys are errors, types are not coerced, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    # validators are built at first use: importing a method stays light
+    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class CreditConfig(Settings):
