@@ -15,6 +15,7 @@ from sightline.credit.weights import normalised_weights
 from sightline.policy.batch import Batch, collate, microbatches
 from sightline.policy.tree import Path, Segment, Tree, build_tree, rollout_path
 from sightline.train.masters import MasterWeights
+from sightline.train.supervised import supervised_loss
 from sightline.types import Credit, Group, Measurement
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ class Learner:
         total = sum(len(b.target) for b in batches)
         loss = 0.0
         for batch in batches:
-            part = -self.policy.module(batch).logprobs.sum() / total
+            part = supervised_loss(self.policy, batch, total)
             part.backward()
             self.weights.collect()
             loss += float(part.detach())
