@@ -33,6 +33,7 @@ __all__ = [
     "ImageSlot",
     "Measurement",
     "Message",
+    "NextTurn",
     "Prompt",
     "ReadBox",
     "Reading",
@@ -150,13 +151,37 @@ class Prompt:
     forced_prefix: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class NextTurn:
+    """A turn of the user that a rule inserts after a reply: its images, then its text.
+
+    `boxes` tells where each image was cut out (original pixels of image 0 of the Prompt), as far as it was.
+    """
+
+    text: str
+    images: tuple[ImageRef, ...] = ()
+    boxes: tuple[Box, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """One turn of a Rollout: token span within `Rollout.ids`, who wrote it, and the images it added."""
+    """One turn of a Rollout.
+
+    Attributes:
+        role: who wrote it.
+        span: its tokens within `Rollout.ids`, the marks of the chat format included.
+        text: what it says, without those marks.
+        images: the images it added, as indices into Prompt.images + Rollout.images.
+        boxes: where those were cut out, in original pixels of the Prompt's first image; one per image, or none.
+        finish: `length` where the token limit cut a turn of the policy.
+    """
 
     role: Literal["assistant", "user"]
     span: Span
-    images: tuple[int, ...] = ()  # indices into Prompt.images + Rollout.images
+    text: str = ""
+    images: tuple[int, ...] = ()
+    boxes: tuple[Box, ...] = ()
+    finish: Finish = "stop"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +254,8 @@ class Reading:
         answer: content of the answer block, stripped (None if there is none).
         boxes: every box of the reply, in order of appearance.
         problems: e.g. `"no think block"`, `"text before think"`, `"answer twice"`, `"truncated"`.
+        turns: of a conversation, the Reading of each turn of the policy; the whole is then the last turn's, except that
+            `text` and `boxes` are those of all turns. Empty for a single reply.
     """
 
     text: str
@@ -237,15 +264,25 @@ class Reading:
     answer: str | None = None
     boxes: tuple[ReadBox, ...] = ()
     problems: tuple[str, ...] = ()
+    turns: tuple[Reading, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """What the learner measured about one Rollout in a scoring pass; fields stay None unless a method asked."""
+    """What the learner measured about one Rollout in a scoring pass; fields stay None or empty unless a method asked.
+
+    Attributes:
+        logprobs, entropies: per token of `Rollout.ids`, nats; 0 where not sampled.
+        probes: result of each probe by its name, first axis the tokens of `Rollout.ids`.
+        maps: attention over the visual tokens of the Prompt's images, (rows, visual), by the name of a probe.
+        images: by the name of a probe that intervenes, the images it showed in place of the Prompt's.
+    """
 
     logprobs: Float[np.ndarray, "tokens"] | None = None
     entropies: Float[np.ndarray, "tokens"] | None = None
     probes: Mapping[str, np.ndarray] = field(default_factory=dict)
+    maps: Mapping[str, np.ndarray] = field(default_factory=dict)
+    images: Mapping[str, tuple[ImageRef, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +340,8 @@ class Group:
     """All Rollouts of one Record, ordered by stream, then branch. The tuples run in parallel.
 
     `group["grounded"]` is the sub-group of one stream; `group.scored` holds the sub-group that an earlier scoring
-    phase finished (streams that read the archive are scored after those that feed it).
+    phase finished (streams that read the archive are scored after those that feed it). While credit is given, `peers`
+    are all scored groups of the step, this one among them.
     """
 
     record: Record
@@ -314,6 +352,7 @@ class Group:
     credits: tuple[Credit, ...] = ()
     reference: Reference | None = None
     scored: Group | None = None
+    peers: tuple[Group, ...] = field(default=(), compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.rollouts)

@@ -22,7 +22,7 @@ from sightline.credit.config import CreditConfig, ObjectiveConfig, Settings
 from sightline.credit.group import credit_for
 from sightline.rewards.answer import accuracies
 from sightline.rewards.format import think_answer_format
-from sightline.types import Credit, Group, ImageRef, Prompt, Reading, Record, Reference, Score, Scores
+from sightline.types import Credit, Group, NextTurn, Prompt, Reading, Record, Reference, Score, Scores
 
 if TYPE_CHECKING:
     from sightline.answers.judge import Judge, JudgeRequest, Verdict
@@ -46,20 +46,12 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class NextTurn:
-    """A turn of the user that a rule inserts after a reply: text, then images (each at its slot, in order)."""
-
-    text: str
-    images: tuple[ImageRef, ...] = ()
-
-
 @runtime_checkable
 class TurnRule(Protocol):
     """Decides after each turn of the policy whether a conversation goes on."""
 
-    def next(self, prompt: Prompt, reading: Reading) -> NextTurn | None:
-        """The next turn of the user, or None to stop."""
+    def next(self, prompt: Prompt, readings: Sequence[Reading]) -> NextTurn | None:
+        """The next turn of the user, or None to stop. `readings` are the policy's turns so far, at least one."""
         ...
 
 

@@ -74,7 +74,8 @@ def credit(method: Method, groups: Sequence[Group], *, mask_truncated: bool = Fa
         ValueError: the method returned another number of Credits than there are Rollouts, or of the wrong length.
     """
     scored = [_without_truncated(group) for group in groups] if mask_truncated else groups
-    return [replace(group, credits=_checked(method, group, method.credit(group))) for group in scored]
+    peers = tuple(scored)
+    return [replace(g, credits=_checked(method, g, method.credit(replace(g, peers=peers)))) for g in scored]
 
 
 def archive_for(method: Method) -> Archive:
