@@ -26,7 +26,7 @@ import torch
 from harness import print_json, print_table, settle, timed
 from shapes import TRL, Shape, make_prompt, make_record, write_checkpoint
 from sightline.policy.load import Policy, load_policy
-from sightline.sampling.base import SamplingSettings
+from sightline.sampling.base import Request, SamplingSettings
 from sightline.sampling.local import LocalSampler
 from sightline.types import Prompt
 
@@ -71,7 +71,7 @@ class Ours:
 
     def sample(self, tokens: int, seed: int, *, is_greedy: bool = False) -> Replies:
         settings = SamplingSettings(temperature=0.0 if is_greedy else 1.0, max_new_tokens=tokens)
-        groups = self.sampler.sample(self.prompts, [self.n] * len(self.prompts), settings, seed=seed, step=0)
+        groups = self.sampler.sample([Request(p, (self.n,)) for p in self.prompts], settings, seed=seed, step=0)
         rollouts = [r for group in groups for r in group]
         return Replies([r.ids.tolist() for r in rollouts], [r.logprobs.tolist() for r in rollouts])
 

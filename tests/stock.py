@@ -14,7 +14,7 @@ from sightline.language.parse import read
 from sightline.language.prompts import prompt
 from sightline.methods.base import Method, MethodConfig
 from sightline.policy.load import Policy
-from sightline.sampling.base import SamplingSettings
+from sightline.sampling.base import Request, SamplingSettings
 from sightline.sampling.local import LocalSampler
 from sightline.types import Group, Rollout, Score, Scores
 
@@ -43,8 +43,9 @@ def groups_of(policy: Policy, method: Method, records: int = 3) -> list[Group]:
     for i in range(records):
         record = make_record(f"r{i}", ((96, 64),), i)
         shown = [prompt(record, s, s, "compact") for s in ("grounded", "textual")]
+        asked = [Request(p, (n,)) for p, n in zip(shown, (3, 4), strict=True)]
         settings = SamplingSettings(max_new_tokens=12)
-        sampled = [r for g in LocalSampler(policy).sample(shown, [3, 4], settings, seed=0, step=0) for r in g]
+        sampled = [r for g in LocalSampler(policy).sample(asked, settings, seed=0, step=0) for r in g]
         readings = tuple(read(r.text, policy.frame, [record.images[0].size]) for r in sampled)
         scores = tuple(
             Scores(terms={"r": Score(0.5 if i == 1 and r.stream == "textual" else float(rng.random()))})

@@ -31,10 +31,10 @@ class OracleSampler:
     calls: int = 0
     streams: list = field(default_factory=list)
 
-    def sample(self, prompts, n, settings, *, seed, step):  # noqa: ARG002
+    def sample(self, requests, settings, *, seed, step):  # noqa: ARG002
         self.calls += 1
-        self.streams += [prompt.stream for prompt in prompts]
-        return [[self._rollout(prompt)] * count for prompt, count in zip(prompts, n, strict=True)]
+        self.streams += [request.prompt.stream for request in requests]
+        return [[self._rollout(request.prompt)] * request.n for request in requests]
 
     def _rollout(self, prompt):
         record = prompt.record

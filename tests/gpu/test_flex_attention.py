@@ -12,7 +12,7 @@ from sightline.language.prompts import prompt
 from sightline.policy.batch import collate
 from sightline.policy.load import load_policy
 from sightline.policy.tree import build_tree, rollout_path
-from sightline.sampling.base import SamplingSettings
+from sightline.sampling.base import Request, SamplingSettings
 from sightline.sampling.local import LocalSampler
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -24,7 +24,8 @@ def test_cuda_equals_cpu(checkpoints: dict[str, Path], family: str) -> None:
     shown = [
         prompt(make_record(f"r{i}", ((96, 64),), i), s, s, "compact") for i in range(2) for s in ("textual", "grounded")
     ]
-    sampled = LocalSampler(cpu).sample(shown, [3] * 4, SamplingSettings(max_new_tokens=20), seed=0, step=0)
+    asked = [Request(p, (3,)) for p in shown]
+    sampled = LocalSampler(cpu).sample(asked, SamplingSettings(max_new_tokens=20), seed=0, step=0)
     groups = [sampled[0] + sampled[1], sampled[2] + sampled[3]]
     results = []
     for policy, rows in ((cpu, [[0], [1]]), (cuda, [[0, 1]])):

@@ -11,7 +11,7 @@ from sightline.language.prompts import prompt
 from sightline.policy.batch import collate
 from sightline.policy.load import Policy
 from sightline.policy.tree import build_tree, rollout_path
-from sightline.sampling.base import SamplingSettings
+from sightline.sampling.base import Request, SamplingSettings
 from sightline.sampling.local import LocalSampler
 from sightline.types import Prompt, Rollout
 
@@ -30,6 +30,10 @@ def prompts() -> list[Prompt]:
     return [prompt(r, s, s, "compact") for r in records for s in ("textual", "grounded")]
 
 
+def requests(shown: list[Prompt], *n: int) -> list[Request]:
+    return [Request(p, (count,)) for p, count in zip(shown, n, strict=True)]
+
+
 def learner_logprobs(policy: Policy, rollouts: list[Rollout], temperature: float) -> list[np.ndarray]:
     tree = build_tree([rollout_path(r, policy.image_token) for r in rollouts], policy.rules)
     batch = collate([[tree]], policy.pixels, pad=policy.pad)
@@ -38,7 +42,7 @@ def learner_logprobs(policy: Policy, rollouts: list[Rollout], temperature: float
 
 
 def test_recorded_logprobs_equal_the_learners(ends_often: Policy) -> None:
-    sampled = LocalSampler(ends_often).sample(prompts(), [5, 1, 4, 3, 6, 2], SETTINGS, seed=1, step=2)
+    sampled = LocalSampler(ends_often).sample(requests(prompts(), 5, 1, 4, 3, 6, 2), SETTINGS, seed=1, step=2)
     lengths = {len(r.ids) for group in sampled for r in group}
     assert len(lengths) > 4
     assert [len(g) for g in sampled] == [5, 1, 4, 3, 6, 2]
@@ -49,18 +53,18 @@ def test_recorded_logprobs_equal_the_learners(ends_often: Policy) -> None:
 
 def test_a_rollout_does_not_depend_on_its_batch(ends_often: Policy) -> None:
     shown = prompts()
-    together = LocalSampler(ends_often).sample(shown, [4] * 6, SETTINGS, seed=3, step=0)
-    alone = LocalSampler(ends_often, rows=3).sample(shown[2:3], [4], SETTINGS, seed=3, step=0)[0]
+    together = LocalSampler(ends_often).sample(requests(shown, *[4] * 6), SETTINGS, seed=3, step=0)
+    alone = LocalSampler(ends_often, rows=3).sample(requests(shown[2:3], 4), SETTINGS, seed=3, step=0)[0]
     for a, b in zip(together[2], alone, strict=True):
         np.testing.assert_array_equal(a.ids, b.ids)
-    other = LocalSampler(ends_often).sample(shown[2:3], [4], SETTINGS, seed=4, step=0)[0]
+    other = LocalSampler(ends_often).sample(requests(shown[2:3], 4), SETTINGS, seed=4, step=0)[0]
     assert any(a.ids.tolist() != b.ids.tolist() for a, b in zip(alone, other, strict=True))
 
 
 def test_greedy_equals_generate(policy: Policy) -> None:
     shown = prompts()[:2]
     ours = LocalSampler(policy).sample(
-        shown, [1, 1], SamplingSettings(temperature=0.0, max_new_tokens=12), seed=0, step=0
+        requests(shown, 1, 1), SamplingSettings(temperature=0.0, max_new_tokens=12), seed=0, step=0
     )
     for p, group in zip(shown, ours, strict=True):
         encoded = policy.encode(p)
@@ -77,7 +81,7 @@ def test_greedy_equals_generate(policy: Policy) -> None:
 
 
 def test_finish_reason_and_end_token(ends_often: Policy) -> None:
-    for group in LocalSampler(ends_often).sample(prompts(), [4] * 6, SETTINGS, seed=0, step=0):
+    for group in LocalSampler(ends_often).sample(requests(prompts(), *[4] * 6), SETTINGS, seed=0, step=0):
         for rollout in group:
             ended = [i for i, token in enumerate(rollout.ids) if token in ends_often.eos]
             assert rollout.finish == ("stop" if ended else "length")
@@ -89,7 +93,10 @@ def test_finish_reason_and_end_token(ends_often: Policy) -> None:
 def test_banned_ids_are_never_written(policy: Policy) -> None:
     hot = SamplingSettings(temperature=10.0, max_new_tokens=30)
     written = {
-        int(i) for g in LocalSampler(policy).sample(prompts(), [20] * 6, hot, seed=0, step=0) for r in g for i in r.ids
+        int(i)
+        for g in LocalSampler(policy).sample(requests(prompts(), *[20] * 6), hot, seed=0, step=0)
+        for r in g
+        for i in r.ids
     }
     assert len(written) > 500
     assert not written & set(policy.banned)
@@ -100,15 +107,15 @@ def test_banned_ids_are_never_written(policy: Policy) -> None:
 def test_top_p_keeps_the_nucleus(policy: Policy) -> None:
     narrow = SamplingSettings(temperature=1.0, top_p=1e-6, max_new_tokens=6)
     greedy = SamplingSettings(temperature=0.0, max_new_tokens=6)
-    a = LocalSampler(policy).sample(prompts()[:1], [2], narrow, seed=0, step=0)[0]
-    b = LocalSampler(policy).sample(prompts()[:1], [1], greedy, seed=0, step=0)[0]
+    a = LocalSampler(policy).sample(requests(prompts()[:1], 2), narrow, seed=0, step=0)[0]
+    b = LocalSampler(policy).sample(requests(prompts()[:1], 1), greedy, seed=0, step=0)[0]
     assert a[0].ids.tolist() == a[1].ids.tolist() == b[0].ids.tolist()
 
 
 def test_sampling_frequencies_match_the_distribution(policy: Policy) -> None:
     shown = prompts()[:1]
     once = SamplingSettings(temperature=0.3, max_new_tokens=1)
-    group = LocalSampler(policy, rows=4000).sample(shown, [4000], once, seed=0, step=0)[0]
+    group = LocalSampler(policy, rows=4000).sample(requests(shown, 4000), once, seed=0, step=0)[0]
     tokens, counts = np.unique([r.ids[0] for r in group], return_counts=True)
     logprobs = {int(r.ids[0]): float(r.logprobs[0]) for r in group}
     expected = np.array([4000 * np.exp(logprobs[int(t)]) for t in tokens])
@@ -120,6 +127,6 @@ def test_sampling_frequencies_match_the_distribution(policy: Policy) -> None:
 
 def test_forced_prefix_belongs_to_the_prompt(policy: Policy) -> None:
     shown = prompt(make_record("a"), "textual", "textual", "compact", forced_prefix="<think>")
-    rollout = LocalSampler(policy).sample([shown], [1], SETTINGS, seed=0, step=0)[0][0]
+    rollout = LocalSampler(policy).sample([Request(shown)], SETTINGS, seed=0, step=0)[0][0]
     assert rollout.text.startswith("<think>")
     assert policy.tokenizer.convert_tokens_to_ids("<think>") == rollout.prompt_ids[-1]

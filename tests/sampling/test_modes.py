@@ -23,10 +23,11 @@ class ScriptedSampler:
     replies: dict
     shown: list = field(default_factory=list)
 
-    def sample(self, prompts, n, settings, *, seed, step):  # noqa: ARG002
-        self.shown += prompts
+    def sample(self, requests, settings, *, seed, step):  # noqa: ARG002
+        self.shown += [request.prompt for request in requests]
         results = []
-        for prompt, count in zip(prompts, n, strict=True):
+        for request in requests:
+            prompt = request.prompt
             reply = self.replies[prompt.stream]
             text = reply(prompt) if callable(reply) else reply
             ids = np.arange(len(text.split()))
@@ -34,7 +35,7 @@ class ScriptedSampler:
                 prompt=prompt, branch=(0,), prompt_ids=np.zeros(1, int), ids=ids, sampled=np.ones(len(ids), bool),
                 logprobs=np.zeros(len(ids)), text=text, finish="stop",
             )  # fmt: skip
-            results.append([rollout] * count)
+            results.append([rollout] * request.n)
         return results
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -11,9 +12,10 @@ import numpy as np
 from sightline.errors import UserError
 
 if TYPE_CHECKING:
+    from sightline.methods.base import TurnRule
     from sightline.types import Prompt, Rollout
 
-__all__ = ["Sampler", "SamplingSettings", "uniforms"]
+__all__ = ["Request", "Sampler", "SamplingSettings", "uniforms"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,11 +47,45 @@ class SamplingSettings:
             raise UserError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Rollouts asked of one Prompt.
+
+    Attributes:
+        prompt: what is shown.
+        branches: Rollouts per level of the sampling tree; level k begins where turn k + 1 is sampled. `(2, 4)` samples
+            two first turns and continues each of them four times.
+        turns: what happens after a turn; None for a single turn.
+
+    Raises:
+        ValueError: no branches, or a level without any.
+
+    Example:
+        >>> from sightline.types import Prompt, Record
+        >>> shown = Prompt(record=Record(id="r1", question="?", answer="a"), stream="grounded", messages=())
+        >>> Request(shown, (2, 4)).n
+        8
+    """
+
+    prompt: Prompt
+    branches: tuple[int, ...] = (1,)
+    turns: TurnRule | None = None
+
+    def __post_init__(self) -> None:
+        if not self.branches or min(self.branches) < 1:
+            raise ValueError(f"branches must be one or more numbers of at least 1, got {self.branches}")
+
+    @property
+    def n(self) -> int:
+        """Rollouts: the product of the branches."""
+        return math.prod(self.branches)
+
+
 class Sampler(Protocol):
     def sample(
-        self, prompts: Sequence[Prompt], n: Sequence[int], settings: SamplingSettings, *, seed: int, step: int
+        self, requests: Sequence[Request], settings: SamplingSettings, *, seed: int, step: int
     ) -> list[list[Rollout]]:
-        """`n[i]` Rollouts for each prompt i, in order."""
+        """`n` Rollouts for each Request, in the order given; those of one Request in row-major order of branches."""
         ...
 
 

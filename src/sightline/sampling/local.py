@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sightline.policy.attention import dense_mask
 from sightline.policy.tree import mrope_positions
-from sightline.sampling.base import SamplingSettings, uniforms
+from sightline.sampling.base import Request, SamplingSettings, uniforms
 from sightline.sampling.cache import PrefixCache
 from sightline.types import ImageRef, Prompt, Rollout, Span, Turn
 
@@ -49,9 +49,10 @@ class LocalSampler:
 
     @torch.no_grad()
     def sample(
-        self, prompts: Sequence[Prompt], n: Sequence[int], settings: SamplingSettings, *, seed: int, step: int
+        self, requests: Sequence[Request], settings: SamplingSettings, *, seed: int, step: int
     ) -> list[list[Rollout]]:
-        """`n[i]` Rollouts for each prompt i, in the order given."""
+        """`n` Rollouts for each Request, in the order given."""
+        prompts, n = [r.prompt for r in requests], [r.n for r in requests]
         was_training = self.policy.model.training
         self.policy.model.eval()
         encoded = [self.policy.encode(p) for p in prompts]

@@ -141,12 +141,14 @@ def answer(
     Raises:
         UserError: for an unknown mode.
     """
+    from sightline.sampling.base import Request
+
     if mode not in MODES:
         raise UserError(f"unknown mode {mode!r}", hint=f"one of {', '.join(MODES)}")
     config = config or ModeConfig()
 
     def one_pass(prompts: Sequence[Prompt]) -> list[tuple[Rollout, Reading]]:
-        groups = sampler.sample(prompts, [1] * len(prompts), settings, seed=seed, step=step)
+        groups = sampler.sample([Request(p) for p in prompts], settings, seed=seed, step=step)
         return [(group[0], _read(group[0], speaker)) for group in groups]
 
     if mode in CROP_MODES and known:

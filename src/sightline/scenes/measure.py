@@ -104,11 +104,11 @@ def any_mark(policy: Policy, records: Sequence[Record]) -> float:
 
 
 def _replies(policy: Policy, prompts: Sequence[Prompt]) -> list[str]:
-    from sightline.sampling.base import SamplingSettings
+    from sightline.sampling.base import Request, SamplingSettings
     from sightline.sampling.local import LocalSampler
 
     settings = SamplingSettings(temperature=0.0, max_new_tokens=72)
-    groups = LocalSampler(policy, rows=128).sample(prompts, [1] * len(prompts), settings, seed=0, step=0)
+    groups = LocalSampler(policy, rows=128).sample([Request(p) for p in prompts], settings, seed=0, step=0)
     return [group[0].text for group in groups]
 
 

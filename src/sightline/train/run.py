@@ -281,6 +281,8 @@ def sample(run: Run, records: Sequence[Record]) -> list[Rollout]:
     Raises:
         SightlineError: a stream asks for turns or for a branching tree, which this sampler does not run.
     """
+    from sightline.sampling.base import Request
+
     asked = [(record, stream) for record in records for stream in run.method.streams(record)]
     rollouts: list[list[Rollout]] = [[] for _ in asked]
     by_settings: dict[SamplingSettings, list[int]] = {}
@@ -289,9 +291,8 @@ def sample(run: Run, records: Sequence[Record]) -> list[Rollout]:
             raise SightlineError(f"stream '{stream.name}' has turns or branches; the local sampler runs single replies")
         by_settings.setdefault(replace(run.settings, **(stream.sampling or {})), []).append(i)
     for settings, index in by_settings.items():
-        shown = [shown_prompt(run, *asked[i]) for i in index]
-        counts = [asked[i][1].n for i in index]
-        sampled = run.sampler.sample(shown, counts, settings, seed=run.recipe.train.seed, step=run.step)
+        requests = [Request(shown_prompt(run, *asked[i]), asked[i][1].branches) for i in index]
+        sampled = run.sampler.sample(requests, settings, seed=run.recipe.train.seed, step=run.step)
         for i, group in zip(index, sampled, strict=True):
             rollouts[i] = group
     return [rollout for group in rollouts for rollout in group]
