@@ -11,34 +11,39 @@ figure is a paired difference over the same held-out scenes with its 95 % bootst
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from rich.console import Console
-from rich.table import Table
-
-from sightline.evaluate.compare import Difference, compare
-from sightline.evaluate.runner import EvaluationRow, read_table
-from sightline.evaluate.statistics import paired_difference
+from paired import Pair, Seed, build_start, report, train_seed
 
 ABLATIONS = {
     "dual": {"weights": {"consistency": 0.0}},
     "no_archive": {"archive": {"policy": "current_step"}},
 }
-FIGURES = ("text_accuracy_gain", "iou_gain", "region_gain", "iou_vs_textual_only", "region_vs_textual_only")
-
-
-@dataclass(frozen=True)
-class Seed:
-    """The tables of one seed: the common start, and the end of every arm."""
-
-    name: str
-    start: list[EvaluationRow]
-    ends: dict[str, list[EvaluationRow]]
+LEVELS = {
+    "T accuracy": ("textual", "accuracy"),
+    "G accuracy": ("grounded", "accuracy"),
+    "T+crops": ("crops", "accuracy"),
+    "IoU": ("grounded", "iou"),
+    "right region": ("textual", "region"),
+}
+FIGURES = {
+    "text_accuracy_gain": Pair("start", "ivgr", "textual", "accuracy"),
+    "iou_gain": Pair("start", "ivgr", "grounded", "iou"),
+    "region_gain": Pair("start", "ivgr", "textual", "region"),
+    "iou_vs_textual_only": Pair("textual", "ivgr", "grounded", "iou"),
+    "region_vs_textual_only": Pair("textual", "ivgr", "textual", "region"),
+    "text_accuracy_vs_textual_only": Pair("textual", "ivgr", "textual", "accuracy"),
+    "crops_accuracy_vs_textual_only": Pair("textual", "ivgr", "crops", "accuracy"),
+    **{
+        f"{name}_vs_{other}": Pair(other, "ivgr", mode, metric)
+        for other in ABLATIONS
+        for name, mode, metric in (
+            ("text_accuracy", "textual", "accuracy"),
+            ("region", "textual", "region"),
+            ("iou", "grounded", "iou"),
+        )
+    },
+}
 
 
 def main() -> None:
@@ -54,19 +59,11 @@ def main() -> None:
     for built in args.rebuild:
         model = build_start(args.out / f"start-{built}", built)
         seeds.append(run_seed(args, 100 + built, str(model), f"start-{built}-run", overrides))
-    report(seeds)
-
-
-def build_start(folder: Path, seed: int) -> Path:
-    """A policy built from nothing with another seed."""
-    if not (folder / "card.json").exists():
-        words = ["scenes", "build-policy", "--family", "qwen3_vl", "--seed", str(seed), "--out", str(folder)]
-        subprocess.run([sys.executable, "-m", "sightline", *words], check=True)
-    return folder.resolve()
+    report(seeds, LEVELS, FIGURES)
 
 
 def run_seed(args: argparse.Namespace, seed: int, model: str, name: str, overrides: list[str]) -> Seed:
-    """Trains every arm of one seed (kept runs are not repeated) and reads their tables."""
+    """The recipe `demo` with the wanted arms, trained from one seed."""
     import yaml
 
     from sightline.config import recipe_path
@@ -77,105 +74,7 @@ def run_seed(args: argparse.Namespace, seed: int, model: str, name: str, overrid
     recipe["model"]["name"] = model
     recipe["train"] |= {"seed": seed, "evaluate_every": 0, **({"steps": args.steps} if args.steps else {})}
     recipe["evaluation"] |= {"n": args.n, "seed": 1000 + seed}
-    path = args.out / f"{name}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
-    folder = args.out / name
-    subprocess.run(
-        [sys.executable, "-m", "sightline", "train", str(path), "--out", str(folder), *overrides], check=True
-    )
-    tables = {arm: sorted((folder / "arms" / arm / "evaluations").glob("step-*.jsonl")) for arm in args.arms}
-    ends = {arm: read_table(found[-1]) for arm, found in tables.items()}
-    return Seed(name, read_table(tables[args.arms[0]][0]), ends)
-
-
-def report(seeds: list[Seed]) -> None:
-    console = Console(width=160)
-    arms = list(seeds[0].ends)
-    levels = Table("seed", "arm", "T accuracy", "G accuracy", "T+crops", "IoU", "right region")
-    for seed in seeds:
-        for arm, rows in {"start": seed.start, **seed.ends}.items():
-            shown = [
-                ("textual", "accuracy"),
-                ("grounded", "accuracy"),
-                ("crops", "accuracy"),
-                ("grounded", "iou"),
-                ("textual", "region"),
-            ]
-            levels.add_row(seed.name, arm, *(f"{mean(rows, mode, metric):.3f}" for mode, metric in shown))
-    console.print(levels)
-    figures: dict[str, list[float]] = {}
-    table = Table("seed", "figure", "difference", "95 % interval", "off zero")
-    for seed in seeds:
-        for name, difference in differences(seed, arms).items():
-            figures.setdefault(name, []).append(round(difference.difference.mean, 4))
-            e = difference.difference
-            table.add_row(
-                seed.name,
-                name,
-                f"{e.mean:+.3f}",
-                f"[{e.low:+.3f}, {e.high:+.3f}]",
-                "yes" if difference.is_off_zero else "no",
-            )
-    console.print(table)
-    pooled = {name: pool(seeds, name) for name in pairs(arms)}
-    summary = Table("figure", "mean over seeds", "pooled 95 % interval")
-    for name, (value, low, high) in pooled.items():
-        summary.add_row(name, f"{value:+.3f}", f"[{low:+.3f}, {high:+.3f}]")
-    console.print(summary)
-    print(json.dumps({**figures, "pooled": {k: [round(x, 4) for x in v] for k, v in pooled.items()}}))
-
-
-def pairs(arms: list[str]) -> dict[str, tuple[str, str, str, str]]:
-    """Figure -> (before, after, mode, metric)."""
-    found = {
-        "text_accuracy_gain": ("start", "ivgr", "textual", "accuracy"),
-        "iou_gain": ("start", "ivgr", "grounded", "iou"),
-        "region_gain": ("start", "ivgr", "textual", "region"),
-        "iou_vs_textual_only": ("textual", "ivgr", "grounded", "iou"),
-        "region_vs_textual_only": ("textual", "ivgr", "textual", "region"),
-        "text_accuracy_vs_textual_only": ("textual", "ivgr", "textual", "accuracy"),
-        "crops_accuracy_vs_textual_only": ("textual", "ivgr", "crops", "accuracy"),
-    }
-    for other in ("dual", "no_archive"):
-        found |= {
-            f"text_accuracy_vs_{other}": (other, "ivgr", "textual", "accuracy"),
-            f"region_vs_{other}": (other, "ivgr", "textual", "region"),
-            f"iou_vs_{other}": (other, "ivgr", "grounded", "iou"),
-        }
-    held = {"start", *arms}
-    return {name: pair for name, pair in found.items() if {pair[0], pair[1]} <= held}
-
-
-def differences(seed: Seed, arms: list[str]) -> dict[str, Difference]:
-    tables = {"start": seed.start, **seed.ends}
-    return {
-        name: compare(tables[before], tables[after], modes={mode: mode}).differences[mode][metric]
-        for name, (before, after, mode, metric) in pairs(arms).items()
-    }
-
-
-def pool(seeds: list[Seed], name: str) -> tuple[float, float, float]:
-    """Mean over seeds, with the paired bootstrap over all scenes of all seeds."""
-    before, after = [], []
-    a, b, mode, metric = pairs(list(seeds[0].ends))[name]
-    for seed in seeds:
-        tables = {"start": seed.start, **seed.ends}
-        left, right = values(tables[a], mode, metric), values(tables[b], mode, metric)
-        shared = [record for record in left if record in right]
-        before += [left[r] for r in shared]
-        after += [right[r] for r in shared]
-    estimate = paired_difference(before, after)
-    return estimate.mean, estimate.low, estimate.high
-
-
-def values(rows: list[EvaluationRow], mode: str, metric: str) -> dict[str, float]:
-    return {row.record: row.metrics[metric] for row in rows if row.mode == mode and metric in row.metrics}
-
-
-def mean(rows: list[EvaluationRow], mode: str, metric: str) -> float:
-    found = list(values(rows, mode, metric).values())
-    return float(np.mean(found)) if found else float("nan")
+    return train_seed(recipe, args.out / name, overrides)
 
 
 if __name__ == "__main__":
