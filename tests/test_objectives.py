@@ -36,12 +36,14 @@ class Batch:
     paths: Paths
     old_logprobs: Tensor | None = None
     reference_logprobs: Tensor | None = None
+    probes: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
 class Outputs:
     logprobs: Tensor
     entropies: Tensor | None = None
+    maps: dict[str, object] = field(default_factory=dict)
 
 
 @dataclass

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sightline.credit.config import ObjectiveConfig
 from sightline.errors import UserError
 
 __all__ = [
+    "AttentionMap",
     "FoldedCredit",
     "Loss",
     "LossBatch",
@@ -62,8 +63,33 @@ class TreePaths(Protocol):
 
 
 @runtime_checkable
+class AttentionMap(Protocol):
+    """Attention read in the update, with gradient: one row per query that a probe asked for, over visual tokens.
+
+    Attributes:
+        values: raw attention, mean over the probe's layers and heads; the rest of each row lies on text.
+        region: membership of each visual token in the gold regions, in [0, 1].
+        is_visual: columns that are visual tokens of the Record's images; the others are padding.
+        weight: 1 / number of Records of the minibatch that have regions, split over the rows of each; 0 without
+            regions. Sums of `weight x loss of a row` over the micro-batches are means over Records.
+    """
+
+    @property
+    def values(self) -> Float[Tensor, "queries visual"]: ...
+    @property
+    def region(self) -> Float[Tensor, "queries visual"]: ...
+    @property
+    def is_visual(self) -> Bool[Tensor, "queries visual"]: ...
+    @property
+    def weight(self) -> Float[Tensor, "queries"]: ...
+
+
+@runtime_checkable
 class LossBatch(Protocol):
-    """What a loss may read of a Batch. Old and reference log-probs are None where the learner did not need them."""
+    """What a loss may read of a Batch. Old and reference log-probs are None where the learner did not need them.
+
+    `probes` are the measured probes by name, per token; NaN where a Rollout has none.
+    """
 
     @property
     def credit(self) -> FoldedCredit: ...
@@ -73,16 +99,23 @@ class LossBatch(Protocol):
     def old_logprobs(self) -> Float[Tensor, "tokens"] | None: ...
     @property
     def reference_logprobs(self) -> Float[Tensor, "tokens"] | None: ...
+    @property
+    def probes(self) -> Mapping[str, Float[Tensor, "tokens ..."]]: ...
 
 
 @runtime_checkable
 class LossOutputs(Protocol):
-    """What a loss may read of a forward pass: log-probs with gradient, entropies if they were computed."""
+    """What a loss may read of a forward pass: log-probs with gradient, entropies if they were computed.
+
+    `maps` holds the attention of each probe with `in_update`, by its name.
+    """
 
     @property
     def logprobs(self) -> Float[Tensor, "tokens"]: ...
     @property
     def entropies(self) -> Float[Tensor, "tokens"] | None: ...
+    @property
+    def maps(self) -> Mapping[str, AttentionMap]: ...
 
 
 @dataclass(frozen=True, slots=True)

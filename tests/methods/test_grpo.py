@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 
 from sightline.methods import load_method
@@ -56,10 +58,12 @@ def test_the_loss_is_the_objective_of_the_config() -> None:
         paths = None
         old_logprobs = torch.tensor([-1.0, -1.0])
         reference_logprobs = torch.tensor([-2.0, -1.0])
+        probes: ClassVar = {}
 
     class Outputs:
         logprobs = torch.tensor([-0.2, -3.0], requires_grad=True)
         entropies = None
+        maps: ClassVar = {}
 
     method = GRPO(GRPO.Config.model_validate({"objective": {"kl": 0.1, "clip_high": 0.1}}))
     loss = method.loss(Batch(), Outputs())  # pyright: ignore[reportArgumentType]

@@ -6,8 +6,8 @@ incidences (M), `visual` visual tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,17 +54,20 @@ class Batch:
     Attributes:
         ids, end: (rows, tokens); positions: (3, rows, tokens).
         predictor: flat row-major index of the position whose hidden state predicts each scored token, (N,).
+        at: flat index of each scored token itself, (N,).
         target: ids of the scored tokens, (N,).
         pixels: patches of the distinct images, (patches, patch_width); grids: (images, 3) in patches, (t, h, w).
         visual_at: flat index of each visual token of the rows; visual_from: the image feature that goes there.
         tokens: layout positions that are not padding.
         slots: per tree, per path: index into the scored tokens for every response token, -1 where not sampled.
+        probes: measured probes by name, one entry per scored token; NaN where a Rollout has none.
     """
 
     ids: Int[Tensor, "rows tokens"]
     positions: Int[Tensor, "3 rows tokens"]
     end: Int[Tensor, "rows tokens"]
     predictor: Int[Tensor, "scored"]
+    at: Int[Tensor, "scored"]
     target: Int[Tensor, "scored"]
     pixels: Float[Tensor, "patches patch_width"] | None
     grids: Int[Tensor, "images 3"] | None
@@ -76,6 +79,7 @@ class Batch:
     paths: Paths | None = None
     old_logprobs: Float[Tensor, "scored"] | None = None
     reference_logprobs: Float[Tensor, "scored"] | None = None
+    probes: Mapping[str, Float[Tensor, "scored ..."]] = field(default_factory=dict)
 
     def with_credit(self, credits: Sequence[Sequence[Credit]]) -> Batch:
         """Folds per-Rollout credit (one sequence per tree, in path order) onto the scored tokens."""
@@ -112,18 +116,19 @@ class Batch:
         """Attaches old log-probs given per Rollout token. A shared token takes the value of its first path."""
         return replace(self, old_logprobs=self.gather(old))
 
-    def gather(self, values: Sequence[Sequence[np.ndarray]]) -> Float[Tensor, "scored"]:
-        """Values per Rollout token -> values per scored token."""
-        out = np.zeros(len(self.target), np.float32)
+    def gather(self, values: Sequence[Sequence[np.ndarray]], axes: tuple[int, ...] = ()) -> Float[Tensor, "scored ..."]:
+        """Values per Rollout token -> values per scored token. `axes` are the lengths of further axes."""
+        out = np.zeros((len(self.target), *axes), np.float32)
         for slots, tree_values in zip(self.slots, values, strict=True):
             for slot, value in reversed(list(zip(slots, tree_values, strict=True))):
                 on = slot >= 0
                 out[slot[on]] = value[on]
         return torch.from_numpy(out).to(self.ids.device)
 
-    def scatter(self, values: Float[Tensor, "scored"]) -> list[list[np.ndarray]]:
+    def scatter(self, values: Float[Tensor, "scored ..."]) -> list[list[np.ndarray]]:
         """Values per scored token -> float32 values per Rollout token (0 where not sampled), per tree and path."""
-        flat = np.append(values.detach().float().cpu().numpy(), np.float32(0))
+        nothing = np.zeros((1, *values.shape[1:]), np.float32)
+        flat = np.concatenate([values.detach().float().cpu().numpy(), nothing])
         return [[flat[slot] for slot in slots] for slots in self.slots]
 
 
@@ -169,7 +174,7 @@ def collate(
     ids = np.full((len(rows), width), pad, np.int64)
     positions = np.zeros((3, len(rows), width), np.int64)
     end = np.tile(np.arange(1, width + 1), (len(rows), 1))
-    predictor, target, slots, images = [], [], [], []
+    predictor, at, target, slots, images = [], [], [], [], []
     scored = 0
     for r, row in enumerate(rows):
         offset = 0
@@ -178,6 +183,7 @@ def collate(
             ids[r, span], positions[:, r, span], end[r, span] = tree.ids, tree.positions, tree.end + offset
             on = np.flatnonzero(tree.sampled)
             predictor.append(tree.previous[on] + offset + r * width)
+            at.append(on + offset + r * width)
             target.append(tree.ids[on])
             number = np.full(len(tree), -1, np.int64)
             number[on] = scored + np.arange(len(on))
@@ -191,6 +197,7 @@ def collate(
         positions=torch.from_numpy(positions).to(device),
         end=torch.from_numpy(end).to(device),
         predictor=_tensor(predictor, np.int64, torch.device(device)),
+        at=_tensor(at, np.int64, torch.device(device)),
         target=_tensor(target, np.int64, torch.device(device)),
         pixels=visual.pixels.to(device) if visual.pixels is not None else None,
         grids=visual.grids,

@@ -6,7 +6,8 @@ once and old, reference and counterfactual log-probs are calls of the same modul
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,10 +29,14 @@ BLOCK = 2**27
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """Log-probs (with gradient where enabled) and entropies (never with gradient) of the scored tokens."""
+    """Log-probs (with gradient where enabled) and entropies (never with gradient) of the scored tokens.
+
+    `maps` is filled by the learner: the attention of each probe that is read in the update.
+    """
 
     logprobs: Float[Tensor, "scored"]
     entropies: Float[Tensor, "scored"] | None = None
+    maps: Mapping[str, Any] = field(default_factory=dict)
 
 
 def ban_bias(vocab: int, banned: tuple[int, ...]) -> Float[Tensor, "vocab"]:
