@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sightline.train.health import alarms, group_metrics
+from sightline.train.measure import measure
 from sightline.train.rounds import Rounds
-from sightline.train.run import Run, gather, measure, open_run, sample
+from sightline.train.run import Run, gather, open_run, sample
 from sightline.train.scoring import credit, score
 from sightline.train.supervised import imitate
 from sightline.types import Group, StepStats

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sightline.errors import SightlineError, UserError
 from sightline.language.parse import read
 from sightline.language.prompts import prompt
-from sightline.types import Group, Measurement, Prompt, Record, Rollout
+from sightline.types import Group, Prompt, Record, Rollout
 
 if TYPE_CHECKING:
     from sightline.answers.judge import Judge
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sightline.train.learner import Learner
     from sightline.train.loop import Reporter
 
-__all__ = ["Run", "gather", "measure", "open_run", "sample", "shown_prompt"]
+__all__ = ["Run", "gather", "open_run", "sample", "shown_prompt"]
 
 
 @dataclass(kw_only=True)
@@ -315,21 +315,3 @@ def gather(records: Sequence[Record], rollouts: Sequence[Rollout], frame: Frame)
         readings = tuple(read(r.text, frame, sizes, finish=r.finish) for r in own[record.id])
         groups.append(Group(record=record, rollouts=tuple(own[record.id]), readings=readings))
     return groups
-
-
-def measure(run: Run, groups: Sequence[Group]) -> list[Group]:
-    """Old log-probs, where the update is not strictly on-policy: the learner's own, or those recorded in sampling.
-
-    Raises:
-        SightlineError: the method asks for probes, which no pass here measures.
-    """
-    if run.method.probes():
-        raise SightlineError(f"{type(run.method).__name__} asks for probes, which this learner does not measure")
-    how, optim = run.recipe.train.old_logprobs, run.recipe.optim
-    if how == "auto":
-        how = "none" if optim.inner_steps == optim.epochs == 1 else "learner"
-    if how == "learner":
-        return run.learner.measure(groups)
-    if how == "sampler":
-        return [replace(g, measurements=tuple(Measurement(logprobs=r.logprobs) for r in g.rollouts)) for g in groups]
-    return list(groups)
