@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sightline.geometry.grid import Membership
 from sightline.interventions import Intervention
 
 __all__ = [
@@ -27,7 +28,6 @@ __all__ = [
     "GoldLikelihood",
     "Heads",
     "Layers",
-    "Membership",
     "RegionAttention",
 ]
 
@@ -40,9 +40,6 @@ from L - 1 - ceil(L/3) to L - 2."""
 
 Heads = tuple[tuple[int, int], ...]
 """Single heads as pairs (layer, head); they replace a choice of layers."""
-
-Membership = Literal["overlap", "coverage", "inclusive_floor"]
-"""Which visual cells a box owns: all it overlaps, each by its covered share, or the released integer ranges of SAYO."""
 
 BoxChoice = Literal["all", "first"]
 Divergence = Literal["full_kl", "topk_kl", "jsd", "tv"]
@@ -67,7 +64,7 @@ class RegionAttention:
         heads: single (layer, head) pairs, in place of `layers`.
         heads_file: a list of heads that `sightline attention calibrate` wrote, in place of `heads`.
         align: which row belongs to a token.
-        membership: which cells belong to the region.
+        membership: which cells belong to the region, see `geometry/grid.py`.
         boxes: all regions of the Record, or the first.
         keeps_maps: also keep the attention to every single visual token.
         in_update: read once more in the update, with gradient, as `outputs.maps[name]` of the loss.
