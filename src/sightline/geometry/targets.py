@@ -8,45 +8,15 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from sightline.geometry.frames import Frame
-from sightline.geometry.grid import coverage
-from sightline.geometry.unions import union_area
+from sightline.geometry.grid import coverage, membership
 from sightline.types import Box, Region, Size
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["TargetShape", "region_cover", "region_share", "region_target"]
+__all__ = ["TargetShape", "region_share", "region_target"]
 
 TargetShape = Literal["coverage", "binary", "gaussian", "blur"]
-
-
-def region_cover(boxes: Sequence[Box], frame: Frame, size: Size) -> Float[np.ndarray, "rows columns"]:
-    """`u_j = area(cell j and union of the boxes) / area(cell j)`, exact where boxes overlap; range [0, 1].
-
-    Boxes that meet no cell (without area, or outside) give 1 to the cell nearest to their centre.
-
-    Args:
-        boxes: original pixels of one image.
-        frame: says how many cells the image has; both axes are scaled by themselves.
-        size: original size of the image.
-
-    Example:
-        >>> frame = Frame("relative_1000", 32, 1024, 65536)
-        >>> region_cover([Box(0, 0, 16, 32), Box(8, 0, 24, 32)], frame, Size(64, 64)).tolist()
-        [[0.75, 0.0], [0.0, 0.0]]
-        >>> region_cover([Box(40, 8, 40, 8)], frame, Size(64, 64)).tolist()
-        [[0.0, 1.0], [0.0, 0.0]]
-    """
-    rows, columns = frame.cells(size)
-    layers = np.array([coverage(box, frame, size) for box in boxes]).reshape(len(boxes), rows, columns)
-    cover = layers.sum(axis=0)
-    scale = columns / size[0], rows / size[1]
-    for row, column in np.argwhere((layers > 0).sum(axis=0) > 1):
-        cover[row, column] = union_area([_within(box, scale, int(row), int(column)) for box in boxes])
-    if len(boxes) and not cover.any():
-        x, y = (boxes[0][0] + boxes[0][2]) / 2 * scale[0], (boxes[0][1] + boxes[0][3]) / 2 * scale[1]
-        cover[int(np.clip(y, 0, rows - 1)), int(np.clip(x, 0, columns - 1))] = 1.0
-    return cover
 
 
 def region_target(
@@ -74,13 +44,14 @@ def region_target(
         >>> region_target([Region(box=Box(0, 0, 48, 32))], [Size(64, 64)], frame, smooth=0.0).round(3).tolist()
         [0.667, 0.333, 0.0, 0.0]
     """
-    parts = []
-    for index, size in enumerate(sizes):
-        boxes = [region.box for region in regions if region.image == index]
-        parts.append(_shaped(boxes, frame, size, shape, width).reshape(-1))
-    u = np.concatenate(parts)
+    u = membership(regions, sizes, frame, "overlap" if shape == "binary" else "coverage")
     if u.sum() <= 0:
         raise ValueError("a region target needs a region in one of the images")
+    if shape == "gaussian":
+        peaked = np.concatenate([_bells(regions, i, frame, size) for i, size in enumerate(sizes)])
+        u = peaked if peaked.any() else u
+    elif shape == "blur":
+        u = _blurred(u, sizes, frame, width)
     return (1 - smooth) * u / u.sum() + smooth / len(u)
 
 
@@ -92,29 +63,18 @@ def region_share(regions: Sequence[Region], sizes: Sequence[Size], frame: Frame)
         >>> region_share([Region(box=Box(0, 0, 32, 64))], [Size(64, 64), Size(64, 64)], frame)
         0.5
     """
-    covers = [
-        region_cover([r.box for r in regions if r.image == index], frame, sizes[index])
-        for index in sorted({region.image for region in regions})
-    ]
-    total = sum(cover.size for cover in covers)
-    return float(sum(cover.sum() for cover in covers)) / total if total else 0.0
+    shown = {region.image for region in regions if region.image < len(sizes)}
+    cells = sum(frame.tokens(sizes[image]) for image in shown)
+    return float(membership(regions, sizes, frame, "coverage").sum()) / cells if cells else 0.0
 
 
-def _shaped(boxes: Sequence[Box], frame: Frame, size: Size, shape: TargetShape, width: float) -> np.ndarray:
-    cover = region_cover(boxes, frame, size)
-    if shape == "binary":
-        return (cover > 0).astype(np.float64)
-    if shape == "gaussian":
-        bells = [coverage(box, frame, size) * _bell(box, cover.shape, size) for box in boxes]
-        peaked = np.max(bells, axis=0) if bells else cover
-        return peaked if peaked.any() else cover
-    if shape == "blur":
-        down, across = (_kernel(count, width) for count in cover.shape)
-        return down @ cover @ across
-    return cover
+def _bells(regions: Sequence[Region], image: int, frame: Frame, size: Size) -> np.ndarray:
+    """Of one image: the highest bell of its boxes in each cell, each times the share that the box covers."""
+    own = [coverage(r.box, frame, size) * _bell(r.box, frame.cells(size), size) for r in regions if r.image == image]
+    return np.max([np.zeros(frame.cells(size)), *own], axis=0).reshape(-1)
 
 
-def _bell(box: Box, cells: tuple[int, ...], size: Size) -> np.ndarray:
+def _bell(box: Box, cells: tuple[int, int], size: Size) -> np.ndarray:
     """exp(-dx^2/sx^2 - dy^2/sy^2) at the centres of the cells, in original pixels."""
     sides = []
     for count, extent, low, high in ((cells[0], size[1], box[1], box[3]), (cells[1], size[0], box[0], box[2])):
@@ -124,13 +84,16 @@ def _bell(box: Box, cells: tuple[int, ...], size: Size) -> np.ndarray:
     return np.outer(*sides)
 
 
+def _blurred(u: np.ndarray, sizes: Sequence[Size], frame: Frame, width: float) -> np.ndarray:
+    parts, at = [], 0
+    for size in sizes:
+        rows, columns = frame.cells(size)
+        part = u[at : at + rows * columns].reshape(rows, columns)
+        parts.append((_kernel(rows, width) @ part @ _kernel(columns, width)).reshape(-1))
+        at += rows * columns
+    return np.concatenate(parts)
+
+
 def _kernel(count: int, width: float) -> np.ndarray:
     apart = np.arange(count)[:, None] - np.arange(count)[None]
     return np.exp(-(apart**2) / (2 * width**2))
-
-
-def _within(box: Box, scale: tuple[float, float], row: int, column: int) -> Box:
-    """The box in cells, cut to one cell."""
-    x1, x2 = (min(max(x * scale[0], column), column + 1) for x in (box[0], box[2]))
-    y1, y2 = (min(max(y * scale[1], row), row + 1) for y in (box[1], box[3]))
-    return Box(x1, y1, x2, y2)
