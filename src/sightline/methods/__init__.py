@@ -16,6 +16,7 @@ __all__ = ["METHODS", "load_method", "load_method_config", "method_class", "meth
 
 METHODS: Mapping[str, str] = MappingProxyType(
     {
+        "grit": "sightline.methods.grit:GRIT",
         "grpo": "sightline.methods.grpo:GRPO",
         "ivgr": "sightline.methods.ivgr:IVGR",
         "treevgr": "sightline.methods.treevgr:TreeVGR",
