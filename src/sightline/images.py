@@ -24,7 +24,18 @@ from sightline.types import Box, ImageRef, Size
 if TYPE_CHECKING:
     import PIL.Image
 
-__all__ = ["MIN_SIDE", "crop", "crop_box", "image_ref", "image_size", "open_image", "resample"]
+__all__ = [
+    "MIN_SIDE",
+    "blank",
+    "crop",
+    "crop_box",
+    "cut_out",
+    "fitted",
+    "image_ref",
+    "image_size",
+    "open_image",
+    "resample",
+]
 
 MIN_SIDE = 28
 """Default least side of a crop, in original pixels: one visual token of Qwen2.5-VL."""
@@ -126,6 +137,48 @@ def crop(image: PIL.Image.Image | ImageRef, box: Box, padding: float = 0.0, min_
     opened = open_image(image) if isinstance(image, ImageRef) else _loaded(image)
     left, top, right, bottom = crop_box(box, Size(*opened.size), padding, min_side)
     return image_ref(opened.crop((int(left), int(top), int(right), int(bottom))))
+
+
+def cut_out(image: PIL.Image.Image | ImageRef, box: Box, size: Size | None = None) -> ImageRef:
+    """The part of the original image in a rectangle of whole pixels, held in memory.
+
+    Args:
+        image: the original.
+        box: whole pixels; what lies beyond the border is black.
+        size: the size to resample the part to; None keeps it.
+    """
+    opened = open_image(image) if isinstance(image, ImageRef) else _loaded(image)
+    left, top, right, bottom = (int(side) for side in box)
+    part = opened.crop((left, top, right, bottom))
+    return image_ref(part if size is None else resample(part, size))
+
+
+def blank(size: Size) -> ImageRef:
+    """A grey picture, held in memory.
+
+    Example:
+        >>> blank(Size(40, 30)).size
+        Size(width=40, height=30)
+    """
+    return image_ref(np.full((int(size[1]), int(size[0]), 3), 127, dtype=np.uint8))
+
+
+def fitted(size: Size, min_pixels: int | None = None, max_pixels: int | None = None) -> Size:
+    """A size of the same shape whose area lies within the budget, both sides rounded towards it; at least 1 x 1.
+
+    Example:
+        >>> fitted(Size(20, 10), min_pixels=800), fitted(Size(300, 100), max_pixels=3000), fitted(Size(20, 10))
+        (Size(width=40, height=20), Size(width=94, height=31), Size(width=20, height=10))
+    """
+    width, height = size
+    area = width * height
+    if min_pixels is not None and area < min_pixels:
+        grow = math.sqrt(min_pixels / area)
+        return Size(math.ceil(width * grow), math.ceil(height * grow))
+    if max_pixels is not None and area > max_pixels:
+        shrink = math.sqrt(max_pixels / area)
+        return Size(max(math.floor(width * shrink), 1), max(math.floor(height * shrink), 1))
+    return Size(*size)
 
 
 def resample(image: PIL.Image.Image, size: Size) -> PIL.Image.Image:
