@@ -12,13 +12,13 @@ the loss is. It knows no sampler, no trainer and no device::
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast, final, runtime_checkable
 
 from pydantic import BaseModel, Field, model_validator
 
-from sightline.credit.config import CreditConfig, ObjectiveConfig, Settings
+from sightline.credit.config import AnchorConfig, CreditConfig, FocusConfig, ObjectiveConfig, Settings
 from sightline.credit.group import credit_for
 from sightline.rewards.answer import accuracies
 from sightline.rewards.format import think_answer_format
@@ -97,20 +97,38 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A part of training. Stages run in order; `steps` is None for what the recipe says."""
+    """A part of training. Stages run in order.
+
+    Attributes:
+        kind: replies that are given, or replies that are rewarded.
+        steps: None for what the recipe says.
+        anchor: a supervised stage in which attention learns from regions; the token that `focus` describes is made
+            before training, also where `steps` is 0.
+        focus: the token whose rows `anchor` supervises.
+        lr: learning rate in place of the recipe's.
+        restarts: begins with a fresh optimiser and a learning-rate schedule of its own.
+    """
 
     kind: Literal["supervised", "reinforcement"] = "reinforcement"
     steps: int | None = None
+    anchor: AnchorConfig | None = None
+    focus: FocusConfig | None = None
+    lr: float | None = None
+    restarts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What scoring may use besides the group: a judge, the archive (read only), the policy's frame, the step."""
+    """What scoring may use besides the group: a judge, the archive (read only), the policy's frame, the step.
+
+    `pieces` gives what each of some token ids decodes to, "" for the marks of the chat format; None without a policy.
+    """
 
     judge: Judge
     archive: Archive
     frame: Frame
     step: int = 0
+    pieces: Callable[[Sequence[int]], Sequence[str | bytes]] | None = None
 
 
 class StreamConfig(Settings):
