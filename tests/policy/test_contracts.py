@@ -46,10 +46,16 @@ class Recorder:
     def __init__(self) -> None:
         self.layers: list[tuple[int, int, int]] = []
 
-    def observe(self, layer: int, query: torch.Tensor, key: torch.Tensor, mask: Any, scaling: float) -> None:
-        assert mask is not None
+    def observe(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, rule: Any, scaling: float, lse: Any = None
+    ) -> None:
+        assert rule is not None
+        assert lse.shape == query.shape[:3]
         assert scaling == query.shape[-1] ** -0.5
         self.layers.append((layer, query.shape[1], key.shape[1]))
+
+    def complete(self, needs_grad: bool) -> None:
+        assert needs_grad
 
 
 def test_a_readout_sees_every_layer_and_changes_nothing(policy: Policy) -> None:

@@ -39,8 +39,7 @@ def test_output_and_gradients_equal_dense_attention(seed: int) -> None:
             seen[row, i] = 0.0 if is_padding else 1.0
     upstream = torch.randn(rows, 2, tokens, 6) * seen[:, None, :, None]
 
-    got = TreeAttention.apply(*inputs, TreeLayout(end), 0.3)
-    assert isinstance(got, torch.Tensor)
+    got, _ = TreeAttention.apply(*inputs, TreeLayout(end), 0.3)
     ours = torch.autograd.grad(got, inputs, upstream)
     want = torch.nn.functional.scaled_dot_product_attention(
         *inputs, attn_mask=dense_mask(end, torch.float32), scale=0.3
@@ -69,8 +68,6 @@ def test_half_precision_stays_close() -> None:
     end = torch.tensor([[9, 9, 9, 6, 6, 6, 9, 9, 9]])
     torch.manual_seed(0)
     inputs = [torch.randn(1, 2, 9, 8) for _ in range(3)]
-    exact = TreeAttention.apply(*inputs, TreeLayout(end), 0.35)
-    half = TreeAttention.apply(*(x.bfloat16() for x in inputs), TreeLayout(end), 0.35)
-    assert isinstance(exact, torch.Tensor)
-    assert isinstance(half, torch.Tensor)
+    exact, _ = TreeAttention.apply(*inputs, TreeLayout(end), 0.35)
+    half, _ = TreeAttention.apply(*(x.bfloat16() for x in inputs), TreeLayout(end), 0.35)
     torch.testing.assert_close(half.float(), exact, atol=0.03, rtol=0.03)

@@ -50,7 +50,10 @@ class ModelAdapter(Protocol):
         visual: tuple[Vision, Tensor, Tensor] | None = None,
         **kwargs: Any,
     ) -> Float[Tensor, "rows tokens width"]:
-        """Hidden states after the last norm. `visual` = (features, flat index of each visual token, feature index)."""
+        """Hidden states after the last norm. `visual` = (features, flat index of each visual token, feature index).
+
+        The keyword `stops_at` names the last decoder layer to compute; every other keyword goes to the decoder layers.
+        """
         ...
 
     def logits(self, hidden: Float[Tensor, "scored width"]) -> Float[Tensor, "scored vocab"]: ...

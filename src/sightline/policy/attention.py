@@ -11,13 +11,18 @@ is that of the visible pairs rather than of the whole square.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.integrations.flex_attention import (
+    compile_friendly_flex_attention,
+    flex_attention_forward,
+    get_flex_attention_lse_kwargs,
+)
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -43,9 +48,17 @@ NAME = "sightline"
 
 @runtime_checkable
 class Readout(Protocol):
-    """Sees the post-RoPE queries and un-repeated keys of every decoder layer; stores what it was asked for."""
+    """Sees the post-RoPE queries and un-repeated keys of every decoder layer; stores what it was asked for.
 
-    def observe(self, layer: int, query: Tensor, key: Tensor, mask: Any, scaling: float) -> None: ...
+    `rule` is the tree layout, else the mask as it came. `lse` is the log-sum-exp of every query's logits, where the
+    kernel tells it. After the forward, `complete` raises if something asked for is missing.
+    """
+
+    def observe(
+        self, layer: int, query: Tensor, key: Tensor, rule: Any, scaling: float, lse: Tensor | None = None
+    ) -> None: ...
+
+    def complete(self, needs_grad: bool) -> None: ...
 
 
 @runtime_checkable
@@ -75,7 +88,10 @@ class TreeLayout:
 
     def __init__(self, end: Int[Tensor, "rows tokens"]) -> None:
         self.end = end
-        self.parts = tuple(part for row, ends in enumerate(end.cpu().numpy()) for part in _parts(row, ends))
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        return tuple(part for row, ends in enumerate(self.end.cpu().numpy()) for part in _parts(row, ends))
 
 
 def _parts(row: int, end: Int[np.ndarray, "tokens"]) -> list[Part]:
@@ -101,13 +117,14 @@ class TreeAttention(torch.autograd.Function):
 
     A query's parts are merged by their log-sum-exp: `l = log(e^{l_1} + e^{l_2})`, `out = sum e^{l_i - l} out_i`. Given
     the merged output and log-sum-exp, the kernel's backward of each part is that part of the whole gradient. The
-    kernels are called below SDPA because SDPA keeps the log-sum-exp to itself.
+    kernels are called below SDPA because SDPA keeps the log-sum-exp to itself. Returns the output and the merged
+    log-sum-exp, which carries no gradient.
     """
 
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: TreeLayout, scaling: float
-    ) -> Float[Tensor, "rows heads tokens width"]:
+    ) -> tuple[Float[Tensor, "rows heads tokens width"], Float[Tensor, "rows heads tokens"]]:
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         rows, heads, tokens, width = query.shape
         out = query.new_zeros(rows, tokens, heads, width).transpose(1, 2)
@@ -121,11 +138,12 @@ class TreeAttention(torch.autograd.Function):
                 out[at].lerp_(part, torch.sigmoid(lse - total[at]).to(part.dtype)[..., None])
                 total[at] = torch.logaddexp(total[at], lse)
         ctx.save_for_backward(query, key, value, out, total)
+        ctx.mark_non_differentiable(total)
         ctx.layout, ctx.scaling = layout, scaling
-        return out
+        return out, total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         query, key, value, out, total = ctx.saved_tensors
         d_query, d_key, d_value = (torch.zeros_like(x) for x in (query, key, value))
@@ -156,28 +174,61 @@ def attention(
     """Attention over a tree layout, else stock: SDPA for a dense mask, FlexAttention for a block mask.
 
     `readout`, `decoder` and `layout` travel as keywords of the model call, so that recomputation under activation
-    checkpointing sees the same request. With a layout the mask is a placeholder; a read-out is handed the layout.
+    checkpointing sees the same request. On CPU the layout replaces the mask, which is then a placeholder; on CUDA it
+    tells a read-out what the block mask hides.
     """
     layer: int = module.layer_idx  # type: ignore[assignment]
+    if readout is not None:
+        _refuse_unreadable(dropout, decoder, **kwargs)
     if decoder is not None:
         return decoder.attend(layer, query, scaling), None
-    if readout is not None:
-        readout.observe(layer, query, key, attention_mask if layout is None else layout, scaling)
-    if layout is not None:
+    lse = None
+    if layout is not None and query.device.type == "cpu":
         if dropout:
             raise ValueError("attention over a token tree has no dropout; set attention_dropout to 0")
         fold = query.shape[1] // key.shape[1]
-        out = TreeAttention.apply(query, repeat_kv(key, fold), repeat_kv(value, fold), layout, scaling)
-        return out.transpose(1, 2), None  # type: ignore[union-attr]
-    if attention_mask is None or isinstance(attention_mask, Tensor):
+        out, lse = TreeAttention.apply(query, repeat_kv(key, fold), repeat_kv(value, fold), layout, scaling)  # type: ignore[misc]
+        out = out.transpose(1, 2)
+    elif attention_mask is None or isinstance(attention_mask, Tensor):
         out, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    else:
+    elif readout is None:
         out, _ = flex_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
+    else:
+        out, lse = _flex_with_lse(module, query, key, value, attention_mask, scaling)
+    if readout is not None:
+        readout.observe(layer, query, key, attention_mask if layout is None else layout, scaling, lse)
     return out, None
+
+
+def _refuse_unreadable(dropout: float, decoder: Decoder | None, **kwargs: Any) -> None:
+    """A read-out repeats the softmax of the layer, so it refuses what it would not repeat."""
+    if dropout:
+        raise ValueError("attention cannot be read with dropout; set attention_dropout to 0")
+    if decoder is not None:
+        raise ValueError("attention is read in a forward over the whole sequence, not while decoding")
+    for name in ("sliding_window", "softcap"):
+        if kwargs.get(name) is not None:
+            raise ValueError(f"attention cannot be read in a layer with {name}")
+
+
+def _flex_with_lse(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """FlexAttention as transformers calls it, with the log-sum-exp in fp32, which transformers rounds to the inputs."""
+    fold = query.shape[1] // key.shape[1]
+    folds = query.shape[1] & (query.shape[1] - 1) == 0
+    if not folds:
+        key, value = repeat_kv(key, fold), repeat_kv(value, fold)
+    run: Any = compile_friendly_flex_attention
+    out, extra = run(
+        query, key, value, training=module.training, block_mask=mask, enable_gqa=folds, scale=scaling,
+        **get_flex_attention_lse_kwargs(return_lse=True),
+    )  # fmt: skip
+    return out.transpose(1, 2).contiguous(), extra.lse
 
 
 def switch_attention(model: Any) -> None:
@@ -217,10 +268,9 @@ def tree_mask(end: Int[Tensor, "rows tokens"], dtype: torch.dtype) -> Any:
 
 
 def tree_inputs(end: Int[Tensor, "rows tokens"], dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
-    """Mask and keywords that make the model call follow the tree rule: a layout on CPU, otherwise a mask.
+    """Mask and keywords that make the model call follow the tree rule: the layout does it on CPU, a mask elsewhere.
 
     The placeholder mask that goes with a layout has four axes, which transformers passes through as it is.
     """
-    if end.device.type != "cpu":
-        return tree_mask(end, dtype), {}
-    return torch.zeros(1, 1, 1, 1, dtype=dtype), {"layout": TreeLayout(end)}
+    mask = torch.zeros(1, 1, 1, 1, dtype=dtype) if end.device.type == "cpu" else tree_mask(end, dtype)
+    return mask, {"layout": TreeLayout(end)}

@@ -19,6 +19,7 @@ from sightline.policy.attention import tree_inputs
 
 if TYPE_CHECKING:
     from sightline.policy.adapter import ModelAdapter
+    from sightline.policy.attention import Readout
     from sightline.policy.batch import Batch
 
 __all__ = ["BANNED", "Outputs", "PolicyModule", "TokenLogprobs", "ban_bias"]
@@ -97,15 +98,46 @@ class PolicyModule(nn.Module):
         z = self.adapter.logits(hidden).float() + self.bias
         return z / temperature if temperature != 1.0 else z
 
-    def forward(self, batch: Batch, *, temperature: float = 1.0, entropies: bool = False, **kwargs: Any) -> Outputs:
-        """Log-probs of `batch.target` under the tree; keywords reach the attention function (read-out requests)."""
+    def forward(
+        self,
+        batch: Batch,
+        *,
+        temperature: float = 1.0,
+        entropies: bool = False,
+        readout: Readout | None = None,
+        stops_at: int | None = None,
+        **kwargs: Any,
+    ) -> Outputs:
+        """Log-probs of `batch.target` under the tree; keywords reach the attention function.
+
+        Args:
+            batch: rows of token trees.
+            temperature: divides the logits.
+            entropies: compute them too.
+            readout: attention to read on the way; one request per forward.
+            stops_at: the last decoder layer that is computed, for losses on attention alone. There are then no
+                log-probs.
+
+        Raises:
+            ValueError: the read-out asks for a layer that is not computed.
+            RuntimeError: gradients are on but attention maps came out without (reentrant checkpointing).
+        """
         visual = None
         if batch.pixels is not None and batch.grids is not None:
             vision = self.adapter.vision(batch.pixels, batch.grids)
             visual = (vision, batch.visual_at, batch.visual_from)
         dtype = next(self.model.parameters()).dtype
         mask, rule = tree_inputs(batch.end, dtype)
+        if readout is not None:
+            kwargs["readout"] = readout
+        if stops_at is not None:
+            kwargs["stops_at"] = stops_at
         hidden = self.adapter.text(batch.ids, batch.positions, mask, visual, **rule, **kwargs)
+        if readout is not None:
+            trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.model.parameters())
+            readout.complete(trains)
+        if stops_at is not None:
+            return Outputs(hidden.new_empty(0))
         rows = hidden.reshape(-1, hidden.shape[-1])[batch.predictor]
         return self._score(rows, batch.target, temperature, entropies)
 

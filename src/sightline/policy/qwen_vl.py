@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -46,6 +48,7 @@ class QwenVL:
         positions: Int[Tensor, "3 rows tokens"],
         mask: Any,
         visual: tuple[Vision, Tensor, Tensor] | None = None,
+        stops_at: int | None = None,
         **kwargs: Any,
     ) -> Float[Tensor, "rows tokens width"]:
         language = self.model.model.language_model
@@ -62,8 +65,21 @@ class QwenVL:
                 kwargs["deepstack_visual_embeds"] = [layer[source[order]] for layer in vision.deepstack]
         if self.family == "qwen2_5_vl":
             mask = {"full_attention": mask, "sliding_attention": mask}
-        out = language(inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=False, **kwargs)
+        with _stopped(language, stops_at):
+            out = language(inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=False, **kwargs)
         return out.last_hidden_state
 
     def logits(self, hidden: Float[Tensor, "scored width"]) -> Float[Tensor, "scored vocab"]:
         return self.model.lm_head(hidden)
+
+
+@contextmanager
+def _stopped(language: Any, stops_at: int | None) -> Iterator[None]:
+    """Hides the decoder layers above `stops_at` from the stock forward, which runs through the list it finds."""
+    layers = language.layers
+    if stops_at is not None:
+        language.layers = layers[: stops_at + 1]
+    try:
+        yield
+    finally:
+        language.layers = layers
