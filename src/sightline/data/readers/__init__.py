@@ -20,6 +20,7 @@ Reader = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 READERS: Mapping[str, str] = {
     "ours": "sightline.data.readers.ours:read",
     "ivgr": "sightline.data.readers.ivgr:read",
+    "grit": "sightline.data.readers.grit:read",
 }
 
 
