@@ -7,6 +7,7 @@ for the rewards to decide. `strict_read` (in `sightline.language.strict`) reads 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from sightline.geometry.boxes import repair
 from sightline.geometry.frames import Frame
@@ -15,7 +16,16 @@ from sightline.language.sections import TAGS, Tag, TagScan, scan
 from sightline.language.strict import StrictReading, strict_read
 from sightline.types import Box, Finish, ReadBox, Reading, Size, Span
 
-__all__ = ["BOX_PROBLEMS", "REPLY_PROBLEMS", "TAGS", "StrictReading", "read", "strict_read", "without_boxes"]
+__all__ = [
+    "BOX_PROBLEMS",
+    "REPLY_PROBLEMS",
+    "TAGS",
+    "StrictReading",
+    "read",
+    "read_turns",
+    "strict_read",
+    "without_boxes",
+]
 
 REPLY_PROBLEMS: Mapping[str, str] = {
     "truncated": "the token limit cut the reply",
@@ -75,6 +85,45 @@ def read(text: str, frame: Frame, sizes: Sequence[Size], *, finish: Finish = "st
     )
 
 
+def read_turns(texts: Sequence[str], frame: Frame, sizes: Sequence[Size], *, finish: Finish = "stop") -> Reading:
+    """Reads the policy's turns of a conversation; one turn is a single reply, read by `read`.
+
+    The whole speaks through its last turn (sections, think, answer), over the text of all turns, one per line. It has
+    the boxes of all turns, in order, and every problem of any turn once. Spans of the whole are places in that text,
+    those of `turns` in the turn itself.
+
+    Args:
+        texts: the policy's turns, at least one.
+        frame: the coordinates in which the model writes boxes.
+        sizes: original sizes of the prompt's images, to which the boxes of every turn refer.
+        finish: `length` if the token limit cut the last turn.
+
+    Example:
+        >>> frame = Frame("relative_1000", 32, 1024, 65536)
+        >>> r = read_turns(["<box>[0,0,500,500]</box>", "<answer> red </answer>"], frame, [Size(64, 64)])
+        >>> r.answer, len(r.boxes), [turn.answer for turn in r.turns]
+        ('red', 1, [None, 'red'])
+    """
+    last = len(texts) - 1
+    turns = tuple(read(text, frame, sizes, finish=finish if i == last else "stop") for i, text in enumerate(texts))
+    if len(turns) == 1:
+        return turns[0]
+    starts = [sum(len(text) + 1 for text in texts[:i]) for i in range(len(texts))]
+    whole = turns[-1]
+    return replace(
+        whole,
+        text="\n".join(texts),
+        sections={name: _moved(span, starts[-1]) for name, span in whole.sections.items()},
+        boxes=tuple(
+            replace(box, span=_moved(box.span, start))
+            for turn, start in zip(turns, starts, strict=True)
+            for box in turn.boxes
+        ),
+        problems=tuple(dict.fromkeys(problem for turn in turns for problem in turn.problems)),
+        turns=turns,
+    )
+
+
 def without_boxes(reading: Reading, span: Span | None = None) -> str:
     """The text (or a stretch of it) with every box cut out, and the blanks around each cut merged.
 
@@ -90,6 +139,10 @@ def without_boxes(reading: Reading, span: Span | None = None) -> str:
             out = _joined(out, reading.text[start : box.span.start])
             start = box.span.end
     return _joined(out, reading.text[start:end])
+
+
+def _moved(span: Span, by: int) -> Span:
+    return Span(span.start + by, span.end + by)
 
 
 def _joined(before: str, after: str) -> str:

@@ -1,39 +1,60 @@
 """The local sampler: token-exact generation on the training weights.
 
-Each distinct image is encoded once, each prompt prefilled once, finished rows leave the batch, ids that the policy must
-never write have no probability, and every sampled id comes with its log-probability.
+Each prompt is prefilled once and each distinct image of a forward encoded once, finished rows leave the batch, ids that
+the policy must never write have no probability, and every sampled id comes with its log-probability.
+
+A conversation keeps its keys and values: what the user adds is all that is prefilled. Where a level of the sampling
+tree begins, the path so far is one block of keys that its branches share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from sightline.policy.attention import dense_mask
 from sightline.policy.tree import mrope_positions
 from sightline.sampling.base import Request, SamplingSettings, uniforms
-from sightline.sampling.cache import PrefixCache
-from sightline.types import ImageRef, Prompt, Rollout, Span, Turn
+from sightline.sampling.cache import Filling, PrefixCache, Shared
+from sightline.sampling.turns import Conversation
+from sightline.types import Finish, ImageRef, Rollout
 
 if TYPE_CHECKING:
-    from sightline.policy.encode import Encoded
     from sightline.policy.load import Policy
 
 __all__ = ["LocalSampler"]
 
 
+class _Segment(NamedTuple):
+    """Tokens that one row reads at once: ids, their images, and the position of the first."""
+
+    ids: Int[np.ndarray, "tokens"]
+    images: tuple[ImageRef, ...]
+    start: int
+
+
+class _Front(NamedTuple):
+    """Where rows stand after reading: hidden state of the last token, the position that follows, keys and values."""
+
+    hidden: Float[Tensor, "rows width"]
+    position: Int[np.ndarray, "rows"]
+    chain: list[Shared]
+
+    def at(self, rows: Sequence[int]) -> _Front:
+        index = torch.tensor(rows, device=self.hidden.device)
+        return _Front(self.hidden[index], self.position[rows], [level.at(index) for level in self.chain])
+
+
 @dataclass(slots=True)
-class _Row:
-    prompt: int
-    branch: int
+class _Reply:
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    is_stopped: bool = False
+    finish: Finish = "length"
 
 
 class LocalSampler:
@@ -41,7 +62,7 @@ class LocalSampler:
 
     Args:
         policy: the policy; its current weights are used at each call.
-        rows: rows decoded together; prompts are taken whole, so a single prompt with more Rollouts is one batch.
+        rows: rows decoded together; Requests are taken whole, so a single one with more Rollouts is one batch.
     """
 
     def __init__(self, policy: Policy, *, rows: int = 512) -> None:
@@ -52,89 +73,106 @@ class LocalSampler:
         self, requests: Sequence[Request], settings: SamplingSettings, *, seed: int, step: int
     ) -> list[list[Rollout]]:
         """`n` Rollouts for each Request, in the order given."""
-        prompts, n = [r.prompt for r in requests], [r.n for r in requests]
         was_training = self.policy.model.training
         self.policy.model.eval()
-        encoded = [self.policy.encode(p) for p in prompts]
-        results: list[list[Rollout]] = [[] for _ in prompts]
+        begun = [Conversation.begin(self.policy, request) for request in requests]
+        results: list[list[Rollout]] = [[] for _ in requests]
         # prompts of similar length share a batch, so that little of it is padding
-        order = sorted((i for i in range(len(prompts)) if n[i] > 0), key=lambda i: len(encoded[i].ids))
-        for chunk in _chunks(order, n, self.rows):
-            batch = [prompts[i] for i in chunk]
-            out = self._generate(batch, [encoded[i] for i in chunk], [n[i] for i in chunk], settings, seed, step)
-            for i, rollouts in zip(chunk, out, strict=True):
-                results[i] = rollouts
+        order = sorted(range(len(requests)), key=lambda i: len(begun[i].prompt.ids))
+        for chunk in _chunks(order, [request.n for request in requests], self.rows):
+            for i, over in self._converse([(i, begun[i]) for i in chunk], settings, seed, step):
+                results[i] += over.rollouts()
         self.policy.model.train(was_training)
-        return results
+        return [sorted(group, key=lambda rollout: rollout.branch) for group in results]
 
-    def _generate(
-        self,
-        prompts: Sequence[Prompt],
-        encoded: Sequence[Encoded],
-        n: Sequence[int],
+    def _converse(
+        self, waiting: list[tuple[int, Conversation]], settings: SamplingSettings, seed: int, step: int
+    ) -> Iterator[tuple[int, Conversation]]:
+        """Turn by turn: rows fork where a level begins, reply together, and read what the user adds."""
+        is_parking = any(c.request.turns is not None for _, c in waiting)
+        front = self._read([_Segment(c.prompt.ids, c.prompt.images, 0) for _, c in waiting])
+        while waiting:
+            forked = [(at, i, row) for at, (i, c) in enumerate(waiting) for row in c.forked()]
+            rows = [row for _, _, row in forked]
+            hidden, position, chain = front.at([at for at, _, _ in forked])
+            cache = PrefixCache(chain, is_parking=is_parking)
+            del front, chain  # the cache lets go of prompts whose rows have finished
+            replies = self._reply(hidden, position, cache, _noise(rows, settings, seed, step), settings)
+            after = [
+                row.replied(self.policy, r.ids, r.logprobs, r.finish).continued(self.policy)
+                for row, r in zip(rows, replies, strict=True)
+            ]
+            yield from ((i, c) for (_, i, _), c in zip(forked, after, strict=True) if c.is_over)
+            going = [k for k, c in enumerate(after) if not c.is_over]
+            waiting = [(forked[k][1], after[k]) for k in going]
+            if not waiting:
+                return
+            # the last sampled id was never fed: it is read together with the user's turn
+            segments = [
+                _Segment(
+                    np.concatenate([replies[k].ids[-1:], after[k].pending.ids]), after[k].pending.images,
+                    int(position[k]) + len(replies[k].ids) - 1,
+                )
+                for k in going
+            ]  # fmt: skip
+            front = self._read(segments, cache.standing(torch.tensor(going, device=self.policy.device)))
+
+    def _read(self, segments: Sequence[_Segment], chain: Sequence[Shared] = ()) -> _Front:
+        """One forward over several new tokens per row, behind what stands in the chain."""
+        policy, device = self.policy, self.policy.device
+        width = max(len(s.ids) for s in segments)
+        ids = np.full((len(segments), width), policy.pad, np.int64)
+        positions = np.zeros((3, len(segments), width), np.int64)
+        following = np.zeros(len(segments), np.int64)
+        images: list[tuple[ImageRef, int]] = []
+        for r, s in enumerate(segments):
+            start = width - len(s.ids)
+            ids[r, start:] = s.ids
+            grids = [policy.pixels.grid(image) for image in s.images]
+            positions[:, r, start:], following[r] = mrope_positions(s.ids, grids, policy.image_token, s.start)
+            first = iter(np.flatnonzero(s.ids == policy.image_token)[_image_starts(grids)])
+            images.extend((image, r * width + start + int(next(first))) for image in s.images)
+        visual = policy.pixels.batch(images)
+        features = None
+        if visual.pixels is not None and visual.grids is not None:
+            vision = policy.adapter.vision(visual.pixels.to(device), visual.grids)
+            features = (vision, visual.at.to(device), visual.source.to(device))
+        valid = np.arange(width) >= np.array([[width - len(s.ids)] for s in segments])
+        filling = Filling(torch.from_numpy(valid).to(device), chain)
+        hidden = policy.adapter.text(
+            torch.from_numpy(ids).to(device), torch.from_numpy(positions).to(device), filling.mask(policy.model.dtype),
+            features, past_key_values=filling,
+        )  # fmt: skip
+        return _Front(hidden[:, -1], following, filling.levels())
+
+    def _reply(
+        self, hidden: Tensor, position: np.ndarray, cache: PrefixCache, noise: np.ndarray | None,
         settings: SamplingSettings,
-        seed: int,
-        step: int,
-    ) -> list[list[Rollout]]:
-        rows = [_Row(p, b) for p, count in enumerate(n) for b in range(count)]
-        noise = self._noise(prompts, rows, settings, seed, step)
-        hidden, cache, following = self._prefill(encoded)
-        at = torch.tensor([r.prompt for r in rows], device=hidden.device)
-        cache.fork(at)
-        hidden, position = hidden[at], following[at]
+    ) -> list[_Reply]:  # fmt: skip
+        """One turn of every row, up to the id that ends it or to the token limit."""
+        rows = [_Reply() for _ in range(len(hidden))]
+        at = torch.from_numpy(position).to(hidden.device)
         alive = list(range(len(rows)))
         for t in range(settings.max_new_tokens):
             token, logprob = self._draw(hidden, noise[alive, t] if noise is not None else None, settings)
             for row, i, lp in zip(alive, token.tolist(), logprob.tolist(), strict=True):
                 rows[row].ids.append(i)
                 rows[row].logprobs.append(lp)
-                rows[row].is_stopped = i in self.policy.eos
-            going = [k for k, row in enumerate(alive) if not rows[row].is_stopped]
-            if not going or t + 1 == settings.max_new_tokens:
-                break
+                if i in self.policy.eos:
+                    rows[row].finish = "stop"
+            going = [k for k, row in enumerate(alive) if rows[row].finish == "length"]
+            if t + 1 == settings.max_new_tokens:
+                going = []
             if len(going) < len(alive):
-                index = torch.tensor(going, device=hidden.device)
+                index = torch.tensor(going, dtype=torch.long, device=hidden.device)
                 cache.keep(index)
-                token, position = token[index], position[index]
+                token, at = token[index], at[index]
                 alive = [alive[k] for k in going]
-            hidden = self._advance(token, position, cache)
-            position = position + 1
-        results: list[list[Rollout]] = [[] for _ in prompts]
-        for row in rows:
-            results[row.prompt].append(self._rollout(prompts[row.prompt], encoded[row.prompt], row))
-        return results
-
-    def _prefill(self, encoded: Sequence[Encoded]) -> tuple[Tensor, PrefixCache, Tensor]:
-        """Hidden state of each prompt's last token, the filled cache, and the position that follows the prompt."""
-        policy = self.policy
-        width = max(len(e.ids) for e in encoded)
-        ids = np.full((len(encoded), width), policy.pad, np.int64)
-        positions = np.zeros((3, len(encoded), width), np.int64)
-        following = np.zeros(len(encoded), np.int64)
-        images: list[tuple[ImageRef, int]] = []
-        for r, e in enumerate(encoded):
-            start = width - len(e.ids)
-            ids[r, start:] = e.ids
-            grids = [policy.pixels.grid(image) for image in e.images]
-            positions[:, r, start:], following[r] = mrope_positions(e.ids, grids, policy.image_token)
-            first = iter(np.flatnonzero(e.ids == policy.image_token)[_image_starts(grids)])
-            images.extend((image, r * width + start + int(next(first))) for image in e.images)
-        device = policy.device
-        visual = policy.pixels.batch(images)
-        features = None
-        if visual.pixels is not None and visual.grids is not None:
-            vision = policy.adapter.vision(visual.pixels.to(device), visual.grids)
-            features = (vision, visual.at.to(device), visual.source.to(device))
-        valid = torch.from_numpy(np.arange(width) >= np.array([[width - len(e.ids)] for e in encoded])).to(device)
-        # left padding sees only itself: it ends where it stands
-        index = torch.arange(1, width + 1, device=device)
-        mask = dense_mask(torch.where(valid, width, index[None]), policy.model.dtype)
-        cache = PrefixCache(policy.model.config.text_config.num_hidden_layers, valid)
-        hidden = policy.adapter.text(
-            torch.from_numpy(ids).to(device), torch.from_numpy(positions).to(device), mask, features,
-            past_key_values=cache,
-        )  # fmt: skip
-        return hidden[:, -1], cache, torch.from_numpy(following).to(device)
+            if not alive:
+                break
+            hidden = self._advance(token, at, cache)
+            at = at + 1
+        return rows
 
     def _advance(self, token: Tensor, position: Tensor, cache: PrefixCache) -> Tensor:
         """One decoding forward: hidden states of the newly appended tokens."""
@@ -152,26 +190,16 @@ class LocalSampler:
             token = _inverse_cdf(logprobs, torch.from_numpy(noise).to(logprobs.device), settings.top_p)
         return token, logprobs.gather(-1, token[:, None])[:, 0]
 
-    def _noise(
-        self, prompts: Sequence[Prompt], rows: Sequence[_Row], settings: SamplingSettings, seed: int, step: int
-    ) -> np.ndarray | None:
-        if settings.temperature == 0:
-            return None
-        count = settings.max_new_tokens
-        return np.stack(
-            [
-                uniforms(seed, step, prompts[r.prompt].record.id, prompts[r.prompt].stream, (r.branch,), count)
-                for r in rows
-            ]
-        )
 
-    def _rollout(self, prompt: Prompt, encoded: Encoded, row: _Row) -> Rollout:
-        ids = np.array(row.ids, np.int64)
-        return Rollout(
-            prompt=prompt, branch=(row.branch,), prompt_ids=encoded.ids, ids=ids, sampled=np.ones(len(ids), bool),
-            logprobs=np.array(row.logprobs, np.float32), text=prompt.forced_prefix + self.policy.decode(ids),
-            finish="stop" if row.is_stopped else "length", turns=(Turn(role="assistant", span=Span(0, len(ids))),),
-        )  # fmt: skip
+def _noise(rows: Sequence[Conversation], settings: SamplingSettings, seed: int, step: int) -> np.ndarray | None:
+    """The uniform numbers of every row's next turn."""
+    if settings.temperature == 0:
+        return None
+    count = settings.max_new_tokens
+    shown = [row.request.prompt for row in rows]
+    return np.stack(
+        [uniforms(seed, step, p.record.id, p.stream, row.key, count) for p, row in zip(shown, rows, strict=True)]
+    )
 
 
 def _inverse_cdf(logprobs: Tensor, noise: Tensor, top_p: float) -> Tensor:

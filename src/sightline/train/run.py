@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sightline.errors import SightlineError, UserError
-from sightline.language.parse import read
+from sightline.errors import UserError
+from sightline.language.parse import read_turns
 from sightline.language.prompts import prompt
 from sightline.types import Group, Prompt, Record, Rollout
 
@@ -276,22 +276,18 @@ def _evaluation_records(recipe: Recipe, open_source: Any) -> list[Record]:
 
 
 def sample(run: Run, records: Sequence[Record]) -> list[Rollout]:
-    """The Rollouts of every stream of every record, in that order.
-
-    Raises:
-        SightlineError: a stream asks for turns or for a branching tree, which this sampler does not run.
-    """
+    """The Rollouts of every stream of every record, in that order."""
     from sightline.sampling.base import Request
 
     asked = [(record, stream) for record in records for stream in run.method.streams(record)]
     rollouts: list[list[Rollout]] = [[] for _ in asked]
     by_settings: dict[SamplingSettings, list[int]] = {}
     for i, (_, stream) in enumerate(asked):
-        if stream.turns is not None or len(stream.branches) > 1:
-            raise SightlineError(f"stream '{stream.name}' has turns or branches; the local sampler runs single replies")
         by_settings.setdefault(replace(run.settings, **(stream.sampling or {})), []).append(i)
     for settings, index in by_settings.items():
-        requests = [Request(shown_prompt(run, *asked[i]), asked[i][1].branches) for i in index]
+        streams = [asked[i][1] for i in index]
+        shown = [shown_prompt(run, *asked[i]) for i in index]
+        requests = [Request(p, stream.branches, stream.turns) for p, stream in zip(shown, streams, strict=True)]
         sampled = run.sampler.sample(requests, settings, seed=run.recipe.train.seed, step=run.step)
         for i, group in zip(index, sampled, strict=True):
             rollouts[i] = group
@@ -312,6 +308,12 @@ def gather(records: Sequence[Record], rollouts: Sequence[Rollout], frame: Frame)
     groups = []
     for record in records:
         sizes = [image.size for image in record.images]
-        readings = tuple(read(r.text, frame, sizes, finish=r.finish) for r in own[record.id])
+        readings = tuple(read_turns(_replies(r), frame, sizes, finish=r.finish) for r in own[record.id])
         groups.append(Group(record=record, rollouts=tuple(own[record.id]), readings=readings))
     return groups
+
+
+def _replies(rollout: Rollout) -> list[str]:
+    """What the policy said, turn by turn."""
+    said = [turn.text for turn in rollout.turns if turn.role == "assistant"]
+    return said if len(said) > 1 else [rollout.text]
