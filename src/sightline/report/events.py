@@ -194,4 +194,6 @@ def _images(group: Group) -> dict[str, ImageRef]:
     images = [*group.record.images]
     for rollout in group.rollouts:
         images += [*rollout.prompt.images, *rollout.images]
+    for measurement in group.measurements:
+        images += [image for shown in measurement.images.values() for image in shown]
     return {image.digest: image for image in images}

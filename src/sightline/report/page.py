@@ -20,8 +20,11 @@ from sightline.report.page_data import page_data
 
 __all__ = ["render_page", "write_page"]
 
-SCRIPTS = ("dom.js", "plot.js", "curves.js", "picture.js", "tokens.js", "rollouts.js", "metrics.js", "main.js")
-STYLES = ("page.css", "rollouts.css")
+SCRIPTS = (
+    "dom.js", "plot.js", "curves.js", "heat.js", "picture.js", "evidence.js", "tokens.js", "turns.js", "credit.js",
+    "rollouts.js", "metrics.js", "main.js",
+)  # fmt: skip
+STYLES = ("page.css", "rollouts.css", "turns.css", "evidence.css")
 HEADLINES = ("accuracy", "iou", "region")
 
 

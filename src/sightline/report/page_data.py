@@ -6,38 +6,42 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sightline.report.colours import ramp_codes
 from sightline.report.compare import interval, mode_title, series
 from sightline.report.environment import json_block
 from sightline.report.events import RunFolder
 from sightline.report.figures import alarm_kind
 from sightline.report.lines import plain
 from sightline.report.metrics import measure, sentence
-from sightline.report.pictures import data_uri
-from sightline.report.rows import file_stem
+from sightline.report.pack import image_keys, pack_group
+from sightline.report.pictures import data_uris
 from sightline.types import StepStats
 
-__all__ = ["curves", "evenly", "pack_group", "page_data"]
+__all__ = ["curves", "evenly", "page_data"]
 
 MAX_POINTS = 400
-MAX_TOKENS = 3000
-MAX_TEXT = 12_000
 MAX_ALARMS = 200
+FAIR_MAP = 16_384
 
 
 def page_data(run: RunFolder, *, groups_per_arm: int, budget: int) -> dict[str, Any]:
     """Everything the page's script reads, as strict JSON data of about `budget` bytes at most.
 
-    Texts and numbers may fill six tenths of the budget; where they do not fit, fewer groups are shown, never
-    shortened ones. Pictures share what is left.
+    Texts and numbers may fill six tenths of the budget; where they do not fit, maps of attention lose detail down to
+    `FAIR_MAP` values, then fewer groups are shown, never shortened ones. Pictures share what is left.
     """
     arms = run.runs
-    count = groups_per_arm
+    count, map_values = groups_per_arm, 4 * FAIR_MAP
     while True:
-        data = plain({"arms": [_arm(arm, count) for arm in arms]})
+        data = plain({"arms": [_arm(arm, count, map_values) for arm in arms]})
         size = len(json_block(data).encode("utf-8"))
-        if size <= 0.6 * budget or count <= 1:
+        if size <= 0.6 * budget or (count <= 1 and not map_values):
             break
-        count = max(1, count // 2)
+        if map_values > FAIR_MAP or count <= 1:
+            map_values = map_values // 2 if map_values > 64 else 0
+        else:
+            count //= 2
+    data["ramp"] = ramp_codes()
     data["images"] = _images(arms, data["arms"], budget - size)
     names = {name for arm in data["arms"] for name in arm["curves"]["metrics"]}
     data["sentences"] = {name: sentence(name) for name in sorted(names)}
@@ -68,18 +72,7 @@ def evenly(rows: Sequence[Any], count: int) -> list[Any]:
     return [rows[round(i * (len(rows) - 1) / (count - 1))] for i in range(count)]
 
 
-def pack_group(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of `rollouts.jsonl` without paths, its tokens as columns, overlong texts cut."""
-    record = dict(row["record"])
-    record["images"] = [_image(image) for image in record.get("images") or ()]
-    reference = dict(row["reference"]) if row.get("reference") else None
-    if reference:
-        reference["text"] = _cut(reference.get("text") or "")
-    packed = {"step": row["step"], "record": record, "reference": reference}
-    return packed | {"rollouts": [_pack_rollout(rollout) for rollout in row.get("rollouts") or ()]}
-
-
-def _arm(run: RunFolder, count: int) -> dict[str, Any]:
+def _arm(run: RunFolder, count: int, map_values: int) -> dict[str, Any]:
     alarms = _alarms(run.steps)
     shown = _sampled(run.rollouts, count)
     return {
@@ -88,7 +81,7 @@ def _arm(run: RunFolder, count: int) -> dict[str, Any]:
         "evaluations": _evaluations(run),
         "alarms": alarms[:MAX_ALARMS],
         "alarm_count": len(alarms),
-        "groups": [pack_group(row) for row in shown],
+        "groups": [pack_group(row, map_values=map_values) for row in shown],
         "group_count": len(run.rollouts),
     }
 
@@ -140,48 +133,16 @@ def _evaluations(run: RunFolder) -> list[dict[str, Any]]:
     return rows
 
 
-def _pack_rollout(rollout: Mapping[str, Any]) -> dict[str, Any]:
-    kept = ("stream", "branch", "finish", "answer", "problems", "turns", "terms", "total", "is_masked", "advantage")
-    packed = {name: rollout.get(name) for name in kept}
-    tokens = rollout.get("tokens") or []
-    packed["text"] = _cut(rollout.get("text") or "")
-    packed["boxes"] = [box for box in rollout.get("boxes") or () if isinstance(box, dict)][:100]
-    packed["images"] = [_image(image) for image in rollout.get("images") or () if isinstance(image, dict)]
-    packed["tokens"] = _pack_tokens(tokens[:MAX_TOKENS]) | {"left_out": max(0, len(tokens) - MAX_TOKENS)}
-    return packed
-
-
-def _pack_tokens(tokens: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    advantages = [token.get("advantage") for token in tokens]
-    sampled = {a for a, token in zip(advantages, tokens, strict=True) if token.get("sampled", True)}
-    return {
-        "text": [_cut(token.get("text") or "", 200) for token in tokens],
-        "logprob": [None if token.get("logprob") is None else round(token["logprob"], 3) for token in tokens],
-        "advantage": sampled.pop() if len(sampled) == 1 else advantages,
-        "inserted": [i for i, token in enumerate(tokens) if not token.get("sampled", True)],
-    }
-
-
-def _image(image: Mapping[str, Any]) -> dict[str, Any]:
-    return {"key": file_stem(str(image.get("digest"))), "width": image.get("width"), "height": image.get("height")}
-
-
 def _images(arms: Sequence[RunFolder], data: Sequence[Mapping[str, Any]], budget: float) -> dict[str, str]:
     paths = {}
     for arm, part in zip(arms, data, strict=True):
         for group in part["groups"]:
-            for image in [*group["record"]["images"], *(i for r in group["rollouts"] for i in r["images"])]:
-                if path := arm.image(image["key"]):
-                    paths.setdefault(image["key"], path)
-    share = int(max(0.0, budget) * 0.72 / max(1, len(paths)))  # base64 writes three bytes as four characters
-    pictures = {key: data_uri(path, share) for key, path in paths.items()}
-    return {key: picture for key, picture in pictures.items() if picture}
+            for key in image_keys(group):
+                if path := arm.image(key):
+                    paths.setdefault(key, path)
+    return data_uris(paths, int(max(0.0, budget) * 0.72))  # base64 writes three bytes as four characters
 
 
 def _rounded(values: Sequence[float]) -> float | None:
     finite = [v for v in values if math.isfinite(v)]
     return float(f"{sum(finite) / len(finite):.5g}") if finite else None
-
-
-def _cut(text: str, length: int = MAX_TEXT) -> str:
-    return text if len(text) <= length else text[:length] + f" … ({len(text) - length} more characters)"

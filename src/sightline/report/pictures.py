@@ -1,14 +1,29 @@
-"""Pictures inside a page: a thumbnail as a data URI, re-encoded only as far as a budget of bytes asks for."""
+"""Pictures inside a page: thumbnails as data URIs, re-encoded only as far as a budget of bytes asks for."""
 
 from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["data_uri"]
+__all__ = ["data_uri", "data_uris"]
 
 _ATTEMPTS = ((640, 85), (480, 80), (360, 75), (256, 65), (160, 55))
+
+
+def data_uris(paths: Mapping[str, Path], budget: int) -> dict[str, str]:
+    """All pictures in `budget` bytes, as far as that is possible; what a small one leaves, the larger ones share."""
+    found = {}
+    left = budget
+    order = sorted(paths, key=lambda key: paths[key].stat().st_size)
+    for i, key in enumerate(order):
+        share = max(0, left) // (len(order) - i)
+        picture = data_uri(paths[key], share)
+        if picture:
+            found[key] = picture
+            left -= len(picture) * 3 // 4
+    return {key: found[key] for key in paths if key in found}
 
 
 def data_uri(path: Path, budget: int) -> str | None:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sightline.geometry.boxes import iou
-from sightline.types import Credit, Group, ImageRef, ReadBox, Reading, Record, Reference, Rollout, Scores
+from sightline.report.measured import image_row, measured_row, target_row
+from sightline.types import Credit, Group, Measurement, ReadBox, Reading, Record, Reference, Rollout, Scores, Turn
 
 if TYPE_CHECKING:
     from sightline.geometry.frames import Frame
@@ -49,12 +50,13 @@ def group_row(step: int, group: Group, *, decode_piece: DecodePiece | None = Non
 
     Args:
         step: the step in which the group was sampled.
-        group: with scores and credits, as far as they are there.
+        group: with measurements, scores and credits, as far as they are there.
         decode_piece: text (or bytes) of one token id; without it the token strip shows ids.
-        frame: the coordinate frame of the policy.
+        frame: the coordinate frame of the policy; without it no map of attention is kept.
     """
     name_token = decode_piece or (lambda token: f"{token} ")
     readings = group.readings or tuple(Reading(text=r.text) for r in group.rollouts)
+    measurements = group.measurements or (None,) * len(group)
     scores = group.scores or (None,) * len(group)
     credits = group.credits or (None,) * len(group)
     return {
@@ -62,15 +64,15 @@ def group_row(step: int, group: Group, *, decode_piece: DecodePiece | None = Non
         "record": _record(group.record),
         "reference": _reference(group.reference),
         "frame": _frame(frame),
+        "target": target_row(group.rollouts, group.measurements, frame),
         "rollouts": [
-            _rollout(group.record, *parts, name_token)
-            for parts in zip(group.rollouts, readings, scores, credits, strict=True)
+            _rollout(group.record, rollout, reading, measured, scored, credited, name_token)
+            | measured_row(rollout, measured, frame)
+            for rollout, reading, measured, scored, credited in zip(
+                group.rollouts, readings, measurements, scores, credits, strict=True
+            )
         ],
     }
-
-
-def _image(image: ImageRef) -> dict:
-    return {"path": image.path, "width": image.size.width, "height": image.size.height, "digest": image.digest}
 
 
 def _record(record: Record) -> dict:
@@ -81,7 +83,7 @@ def _record(record: Record) -> dict:
         "answer_kind": record.answer_kind,
         "options": list(record.options),
         "regions": [{"box": list(r.box), "label": r.label, "role": r.role, "image": r.image} for r in record.regions],
-        "images": [_image(image) for image in record.images],
+        "images": [image_row(image) for image in record.images],
     }
 
 
@@ -102,6 +104,7 @@ def _rollout(
     record: Record,
     rollout: Rollout,
     reading: Reading,
+    measurement: Measurement | None,
     scores: Scores | None,
     credit: Credit | None,
     decode_piece: DecodePiece,
@@ -111,19 +114,32 @@ def _rollout(
     return {
         "stream": rollout.stream,
         "branch": list(rollout.branch),
+        "forks": list(rollout.forks),
         "text": rollout.text,
         "finish": rollout.finish,
         "think_span": list(think) if think else None,
         "answer": reading.answer,
         "problems": list(reading.problems),
         "boxes": [_box(box, record) for box in reading.boxes],
-        "tokens": _tokens(rollout, credit, decode_piece),
-        "turns": [{"role": t.role, "span": list(t.span), "images": list(t.images)} for t in rollout.turns],
-        "images": [_image(image) for image in added],
+        "tokens": _tokens(rollout, measurement, credit, decode_piece),
+        "turns": [_turn(turn) for turn in rollout.turns],
+        "images": [image_row(image) for image in added],
         "terms": _terms(scores),
         "total": None if scores is None else scores.total,
         "is_masked": scores is not None and scores.is_masked,
         "advantage": _advantage(rollout, credit),
+        "parts": {} if credit is None else {name: float(value) for name, value in credit.parts.items()},
+    }
+
+
+def _turn(turn: Turn) -> dict:
+    return {
+        "role": turn.role,
+        "span": list(turn.span),
+        "text": turn.text,
+        "images": list(turn.images),
+        "boxes": [[round(float(side), 2) for side in box] for box in turn.boxes],
+        "finish": turn.finish,
     }
 
 
@@ -140,13 +156,21 @@ def _box(box: ReadBox, record: Record) -> dict:
     }
 
 
-def _tokens(rollout: Rollout, credit: Credit | None, decode_piece: DecodePiece) -> list[dict]:
+def _tokens(
+    rollout: Rollout, measurement: Measurement | None, credit: Credit | None, decode_piece: DecodePiece
+) -> list[dict]:
     texts = pieces([int(i) for i in rollout.ids], decode_piece)
-    advantages = [None] * len(texts) if credit is None else [round(float(a), 4) for a in credit.advantage]
+    entropies = None if measurement is None else measurement.entropies
     rows = []
-    for text, sampled, advantage, logprob in zip(texts, rollout.sampled, advantages, rollout.logprobs, strict=True):
-        value = round(float(logprob), 4) if sampled else None
-        rows.append({"text": text, "sampled": bool(sampled), "advantage": advantage, "logprob": value})
+    for i, (text, sampled, logprob) in enumerate(zip(texts, rollout.sampled, rollout.logprobs, strict=True)):
+        row = {"text": text, "sampled": bool(sampled), "advantage": None, "logprob": None}
+        if credit is not None:
+            row["advantage"] = round(float(credit.advantage[i]), 4)
+        if sampled:
+            row["logprob"] = round(float(logprob), 4)
+        if sampled and entropies is not None:
+            row["entropy"] = round(float(entropies[i]), 4)
+        rows.append(row)
     return rows
 
 

@@ -5,6 +5,7 @@ const root = document.documentElement;
 
 const view = {
   data, arm: 0, step: null, record: 0, image: 0, active: -1, open: new Set(),
+  ramp: rampBytes(data.ramp), map: "", tint: "advantage", pinned: null, watchers: [], bodyWatchers: {},
 
   get steps() { return unique(data.arms[this.arm].groups.map((group) => group.step)); },
   get groups() { return data.arms[this.arm].groups.filter((group) => group.step === this.step); },
@@ -46,17 +47,57 @@ const view = {
     this.draw();
   },
 
-  light(node, index, box, isOn) {
-    if (index !== this.active && isOn) { this.active = index; this.image = 0; this.drawAside(); }
-    for (const lit of this.node.querySelectorAll(`.aside [data-box="${box}"]`)) lit.classList.toggle("lit", isOn);
-    for (const lit of node.querySelectorAll(`.token[data-box="${box}"]`)) lit.classList.toggle("lit", isOn);
+  // The rollout whose boxes, crops and maps the picture shows.
+  show(index) {
+    if (index === this.active) return;
+    this.active = index;
+    this.image = 0;
+    for (const node of this.body.querySelectorAll(".rollout")) node.classList.toggle("active", Number(node.dataset.index) === index);
+    this.drawAside();
+  },
+
+  mark(index, selector, isOn) {
+    if (isOn) this.show(index);
+    for (const lit of this.node.querySelectorAll(`.aside ${selector}, .rollout[data-index="${index}"] ${selector}`)) lit.classList.toggle("lit", isOn);
+  },
+
+  light(index, box, isOn) { this.mark(index, `[data-box="${box}"]`, isOn); },
+  lightCrop(index, crop, isOn) { this.mark(index, `[data-crop="${crop}"]`, isOn); },
+
+  // Shows where one token looked; without one the pinned token, or the mean over the reply.
+  look(index, token) {
+    if (token !== null && mapNames(this.group.rollouts[index]).length) this.show(index);
+    const wanted = token === null && index === this.active ? this.pinned : token;
+    for (const tell of [...(index === this.active ? this.watchers : []), ...(this.bodyWatchers[index] || [])]) tell(wanted);
+  },
+
+  pin(index, token) {
+    if (!mapNames(this.group.rollouts[index]).length) return;
+    this.show(index);
+    this.pinned = this.pinned === token ? null : token;
+    for (const node of this.body.querySelectorAll(".token.pinned")) node.classList.remove("pinned");
+    const node = this.pinned === null ? null : this.body.querySelector(`.rollout[data-index="${index}"] [data-token="${token}"]`);
+    if (node) node.classList.add("pinned");
+    this.look(index, null);
+  },
+
+  // The shown map over one image, kept up to date while the pointer moves over tokens.
+  layer(rollout, image, watchers) {
+    const name = shownMap(this, rollout), map = name && rollout.maps[name];
+    if (!map || !map.grid[image]) return null;
+    const layer = new HeatLayer(map, image, this.ramp);
+    watchers.push((token) => layer.draw(token));
+    return layer;
   },
 
   draw() {
     drawControls(this);
     for (const chart of this.charts) chart.mark(this.step);
     if (!this.group) return;
-    const scales = { reward: highest(this.group), advantage: strongest(this.group) };
+    const tints = tintsOf(this.group), tint = tints.find(({ name }) => name === this.tint) || tints[0];
+    drawTints(this, tints, tint);
+    this.bodyWatchers = {};
+    const scales = { reward: highest(this.group), tokens: { tint: scaled(this.group, tint), underline: underlineOf(this.group) } };
     const streams = unique(this.group.rollouts.map((r) => r.stream));
     this.body.replaceChildren(...streams.map((stream) => streamNode(this, this.group, stream, scales)));
     this.drawAside();
@@ -64,11 +105,12 @@ const view = {
 
   drawAside() {
     const rollout = this.group.rollouts[this.active];
-    const light = (box, isOn) => { const node = this.body.querySelector(".rollout.active"); if (node) this.light(node, this.active, box, isOn); };
+    this.watchers = [];
+    this.pinned = null;
     const images = imagesOf(this.group, rollout);
     const strip = images.length < 2 ? null : element("div", { class: "strip" }, ...images.map((image, i) => data.images[image.key] &&
       element("button", { type: "button", "aria-pressed": String(i === this.image), onclick: () => { this.image = i; this.drawAside(); } }, element("img", { src: data.images[image.key], alt: `image ${i + 1}` }))).filter(Boolean));
-    const parts = [drawPicture(data, this.group, rollout, this.image, light), strip, drawKeys(this.group, rollout), asked(this.group.record)];
+    const parts = [mapPicker(this, rollout), drawPicture(this, rollout), mapLine(this, rollout), strip, drawKeys(this, rollout), asked(this.group.record)];
     this.aside.replaceChildren(...parts.filter(Boolean));
   },
 };
@@ -87,6 +129,13 @@ function drawControls(view) {
   }));
 }
 
+function drawTints(view, tints, shown) {
+  view.tints.hidden = tints.length < 2;
+  const select = element("select", { "aria-label": "tint of the tokens", onchange: (event) => { view.tint = event.target.value; view.draw(); } },
+    ...tints.map(({ name }) => element("option", { value: name, text: name, selected: name === shown.name })));
+  view.tints.replaceChildren(document.createTextNode("tint "), select);
+}
+
 function buildRollouts(view) {
   const section = document.getElementById("rollouts");
   const move = (by) => { const steps = view.steps; const next = steps[steps.indexOf(view.step) + by]; if (next !== undefined) view.go({ step: next }); };
@@ -96,6 +145,7 @@ function buildRollouts(view) {
   view.tabs = element("div", { class: "tabs", role: "tablist" }, ...data.arms.map((arm, i) => element("button", { type: "button", role: "tab", text: arm.name, onclick: () => view.go({ arm: i }) })));
   view.tabs.hidden = data.arms.length < 2;
   view.chips = element("div", { class: "chips" });
+  view.tints = element("label", { class: "tints", hidden: true });
   view.aside = element("div", { class: "aside" });
   view.body = element("div", { class: "streams" });
   view.node = element("div", { class: "group" }, view.aside, view.body);
@@ -105,7 +155,7 @@ function buildRollouts(view) {
   const title = element("h2", { text: "Rollouts" });
   if (kept < logged) title.append(element("span", { class: "note", text: `${kept} of ${logged} logged groups, spread evenly` }));
   if (!kept) { section.replaceChildren(title, element("p", { class: "empty", text: "No rollout has been logged yet." })); return; }
-  section.replaceChildren(element("div", { class: "rollouts-head" }, title, view.tabs, stepper, view.chips), view.node);
+  section.replaceChildren(element("div", { class: "rollouts-head" }, title, view.tabs, stepper, view.tints, view.chips), view.node);
 }
 
 function toggleTheme() {

@@ -56,15 +56,15 @@ function readsReference(group, stream) {
   return own.some((r) => "consistency" in r.terms) || stream === "textual";
 }
 
-function detail(view, group, rollout, most, light) {
-  const texts = element("div", { class: "texts" }, element("div", {}, ...turnNodes(view.data, group, rollout, most, light)));
+function detail(view, group, rollout, index, scale) {
+  const texts = element("div", { class: "texts" }, element("div", {}, ...turnNodes(view, rollout, index, scale)));
   if (readsReference(group, rollout.stream)) {
     texts.classList.add("paired");
     texts.append(referenceText(group.reference));
   }
   const notes = [...(rollout.problems || []), rollout.finish === "length" ? "cut by the token limit" : null].filter(Boolean);
   const problems = notes.length ? element("p", { class: "problems", text: `noted while reading: ${notes.join(", ")}` }) : null;
-  return element("div", { class: "detail" }, texts, termRows(rollout), problems);
+  return element("div", { class: "detail" }, texts, evidenceRow(view, rollout, index), termRows(rollout), partRows(rollout), problems);
 }
 
 function rolloutNode(view, group, rollout, index, scales) {
@@ -78,8 +78,8 @@ function rolloutNode(view, group, rollout, index, scales) {
     stack(rollout, scales.reward),
     element("span", { class: "total", text: rollout.is_masked ? "masked" : Number.isFinite(rollout.total) ? rollout.total.toFixed(2) : "–", hint: "weighted sum of the reward terms" }),
     element("span", { class: `advantage ${tone}`, text: rollout.is_masked ? "" : signed(advantage), hint: "advantage within its group" }));
-  const node = element("div", { class: `rollout ${isActive ? "active" : ""}` }, head);
-  if (isOpen) node.append(detail(view, group, rollout, scales.advantage, (i, isOn) => view.light(node, index, i, isOn)));
+  const node = element("div", { class: `rollout ${isActive ? "active" : ""}`, "data-index": index }, head);
+  if (isOpen) node.append(detail(view, group, rollout, index, scales.tokens));
   return node;
 }
 
@@ -89,7 +89,7 @@ function streamNode(view, group, stream, scales) {
   const average = mean(totals);
   const note = `${own.length} rollout${own.length === 1 ? "" : "s"}${average === null ? "" : `, mean reward ${average.toFixed(2)}`}`;
   return element("section", { class: "stream" }, element("header", {}, element("h3", { text: stream }), element("span", { class: "note", text: note })),
-    ...own.map(([rollout, i]) => rolloutNode(view, group, rollout, i, scales)));
+    binsNode(own.map(([rollout]) => rollout)), ...branchNodes(view, own, 0, (rollout, i) => rolloutNode(view, group, rollout, i, scales)));
 }
 
 function asked(record) {

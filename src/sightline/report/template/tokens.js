@@ -1,88 +1,89 @@
-// The token strip: one span per token, tinted by its advantage; what the policy did not sample is set in italics.
+// The token strip: one span per token, tinted by its advantage or by what a probe says about it; hover tells all.
 
 function advantageAt(tokens, i) {
   return Array.isArray(tokens.advantage) ? tokens.advantage[i] : tokens.advantage;
 }
 
-function strongest(group) {
+// What tokens can be tinted by: {name, isSigned, at(rollout, token)}. Causal effects come first, then other probes.
+function tintsOf(group) {
+  const names = (kind) => unique(group.rollouts.flatMap((r) => Object.keys(r[kind] || {})));
+  const effects = names("effects"), probes = names("probes").filter((name) => !effects.includes(name));
+  const of = (kind, name) => (rollout, i) => ((rollout[kind] || {})[name] || [])[i];
+  const isBelow = (name) => group.rollouts.some((r) => (r.probes[name] || []).some((v) => v < 0));
+  const tints = [{ name: "advantage", isSigned: true, at: (rollout, i) => advantageAt(rollout.tokens, i) },
+    ...effects.map((name) => ({ name: `effect of ${name}`, isSigned: true, at: of("effects", name) })),
+    ...probes.map((name) => ({ name, isSigned: isBelow(name), at: of("probes", name) }))];
+  if (group.rollouts.some((r) => r.tokens.entropy)) tints.push({ name: "entropy", isSigned: false, at: (rollout, i) => (rollout.tokens.entropy || [])[i] });
+  return tints;
+}
+
+// A tint with the largest value in the group, against which the strength of each token is measured.
+function scaled(group, tint) {
   let most = 1e-9;
-  for (const rollout of group.rollouts) {
-    const values = Array.isArray(rollout.tokens.advantage) ? rollout.tokens.advantage : [rollout.tokens.advantage];
-    for (const v of values) if (Number.isFinite(v)) most = Math.max(most, Math.abs(v));
-  }
-  return most;
+  for (const rollout of group.rollouts) rollout.tokens.text.forEach((_, i) => { const v = tint.at(rollout, i); if (Number.isFinite(v)) most = Math.max(most, Math.abs(v)); });
+  return { ...tint, most };
 }
 
-// Characters of the rollout's text that each token covers; tokens the text does not show cover none.
-function characterSpans(rollout) {
-  let at = 0;
-  return rollout.tokens.text.map((piece) => {
-    if (!piece || !rollout.text.startsWith(piece, at)) return [at, at];
-    at += piece.length;
-    return [at - piece.length, at];
-  });
+// The causal effect that underlines tokens: the first one, whatever the tint.
+function underlineOf(group) {
+  const effect = tintsOf(group).find((tint) => tint.name.startsWith("effect of "));
+  return effect ? scaled(group, effect) : null;
 }
 
-function tokenNode(rollout, i, most, inserted, boxIndex) {
-  const tokens = rollout.tokens, piece = tokens.text[i], logprob = tokens.logprob[i];
-  const node = element("span", { class: "token", text: piece });
-  if (inserted.has(i)) {
+function strength(scale, value) {
+  return (4 + 30 * Math.min(1, Math.abs(value) / scale.most)).toFixed(1);
+}
+
+function tokenHint(rollout, i) {
+  const { tokens } = rollout, logprob = tokens.logprob[i], row = (name, value) => (Number.isFinite(value) ? `\n${name} ${number(value, 3)}` : "");
+  const share = Number.isFinite(logprob) ? ` (p ${Math.exp(logprob).toFixed(2)})` : "";
+  const effects = Object.entries(rollout.effects || {}).map(([name, values]) => (Number.isFinite(values[i]) ? `\neffect of ${name} ${signed(values[i], 3)}` : ""));
+  const probes = Object.entries(rollout.probes || {}).filter(([name]) => !(name in (rollout.effects || {}))).map(([name, values]) => row(name, values[i]));
+  return `${JSON.stringify(tokens.text[i])}\nlog-prob ${number(logprob)}${share}\nadvantage ${signed(advantageAt(tokens, i), 3)}${row("entropy", (tokens.entropy || [])[i])}${effects.join("")}${probes.join("")}`;
+}
+
+function tokenNode(rollout, i, scale, isInserted, boxIndex) {
+  const piece = rollout.tokens.text[i], logprob = rollout.tokens.logprob[i];
+  const node = element("span", { class: "token", text: piece, "data-token": i });
+  if (isInserted) {
     node.classList.add("inserted");
     node.dataset.hint = `${JSON.stringify(piece)}\nnot sampled, carries no loss`;
   } else {
-    const advantage = advantageAt(tokens, i);
-    if (Number.isFinite(advantage) && advantage !== 0) {
-      node.classList.add(advantage > 0 ? "plus" : "minus");
-      node.style.setProperty("--strength", (4 + 30 * Math.min(1, Math.abs(advantage) / most)).toFixed(1));
+    const value = scale.tint.at(rollout, i), effect = scale.underline ? scale.underline.at(rollout, i) : null;
+    if (Number.isFinite(value) && value !== 0) {
+      node.classList.add(!scale.tint.isSigned ? "amount" : value > 0 ? "plus" : "minus");
+      node.style.setProperty("--strength", strength(scale.tint, value));
+    }
+    if (Number.isFinite(effect)) {
+      node.classList.add("caused", effect < 0 ? "against" : "for");
+      node.style.setProperty("--effect", (100 * Math.min(1, Math.abs(effect) / scale.underline.most)).toFixed(0));
     }
     if (Number.isFinite(logprob) && logprob < -0.7) node.classList.add("unsure");
-    const share = Number.isFinite(logprob) ? ` (p ${Math.exp(logprob).toFixed(2)})` : "";
-    node.dataset.hint = `${JSON.stringify(piece)}\nlog-prob ${number(logprob)}${share}\nadvantage ${signed(advantage, 3)}`;
+    node.dataset.hint = tokenHint(rollout, i);
   }
   if (boxIndex >= 0) { node.classList.add("in-box"); node.dataset.box = boxIndex; }
   return node;
 }
 
-function tokenStrip(rollout, from, to, most, light) {
+function tokenStrip(view, rollout, index, from, to, scale) {
   const strip = element("div", { class: "tokens" });
-  const spans = characterSpans(rollout), inserted = new Set(rollout.tokens.inserted);
+  const inserted = new Set(rollout.tokens.inserted);
   for (let i = from; i < Math.min(to, rollout.tokens.text.length); i++) {
-    const [a, b] = spans[i];
-    const box = a < b ? rollout.boxes.findIndex(({ span }) => span && a < span[1] && span[0] < b) : -1;
-    strip.append(tokenNode(rollout, i, most, inserted, box));
+    if (!rollout.tokens.text[i]) continue;
+    const box = rollout.boxes.findIndex(({ tokens }) => tokens && tokens[0] <= i && i < tokens[1]);
+    strip.append(tokenNode(rollout, i, scale, inserted.has(i), box));
   }
   if (to >= rollout.tokens.text.length && rollout.tokens.left_out) {
     strip.append(element("span", { class: "token inserted", text: ` … ${rollout.tokens.left_out} more tokens` }));
   }
   if (!rollout.tokens.text.length) strip.append(element("span", { class: "token", text: rollout.text }));
-  const react = (event, isOn) => { const i = event.target.dataset ? event.target.dataset.box : undefined; if (i !== undefined) light(Number(i), isOn); };
+  const react = (event, isOn) => {
+    const { box, token } = event.target.dataset || {};
+    if (box !== undefined) view.light(index, Number(box), isOn);
+    if (token !== undefined) view.look(index, isOn ? Number(token) : null);
+  };
   strip.addEventListener("pointerover", (event) => react(event, true));
   strip.addEventListener("pointerout", (event) => react(event, false));
+  strip.addEventListener("click", (event) => { const { token } = event.target.dataset || {}; if (token !== undefined) view.pin(index, Number(token)); });
   return strip;
-}
-
-// The turns of a rollout: text of each, and the pictures (crops) that a turn added.
-function turnNodes(data, group, rollout, most, light) {
-  const turns = rollout.turns || [], all = rollout.tokens.text.length;
-  if (turns.length < 2) {
-    const nodes = [element("div", { class: "turn" }, tokenStrip(rollout, 0, all, most, light))];
-    const pictures = thumbnails(data, rollout.images);
-    return pictures ? [...nodes, pictures] : nodes;
-  }
-  return turns.map((turn, i) => {
-    const images = imagesOf(group, rollout);
-    const node = element("div", { class: `turn ${turn.role === "user" ? "user" : ""}` });
-    node.append(element("div", { class: "role", text: `turn ${i + 1}, ${turn.role}` }));
-    const pictures = thumbnails(data, (turn.images || []).map((k) => images[k]).filter(Boolean));
-    if (pictures) node.append(pictures);
-    node.append(tokenStrip(rollout, turn.span[0], turn.span[1], most, light));
-    return node;
-  });
-}
-
-function thumbnails(data, images) {
-  const known = images.filter((image) => data.images[image.key]);
-  if (!known.length) return null;
-  return element("div", { class: "strip" }, ...known.map((image) =>
-    element("img", { src: data.images[image.key], alt: `added image, ${image.width} x ${image.height} px`, hint: `added image, ${image.width} × ${image.height} px` })));
 }
