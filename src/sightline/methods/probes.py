@@ -54,9 +54,9 @@ everything else. A row sums to one."""
 class RegionAttention:
     """Where the rows of the sampled tokens look: their attention mass on SEGMENTS, mean over layers and heads.
 
-    Gives `probes[name]` (tokens, 4); `probes[name + "/top1"]` (tokens,), the mass of the one visual token that holds
-    most of it; with `keeps_maps` also `maps[name]` (tokens, visual). With `coverage` a cell counts for the region by
-    the share u that the boxes cover, and for the image by 1 - u. A Record without regions has region mass 0.
+    Gives `probes[name]` (tokens, 4); with `reads_top` `probes[name + "/top1"]` (tokens,), the mass of the one visual
+    token that holds most of it; with `keeps_maps` `maps[name]` (tokens, visual). With `coverage` a cell counts for the
+    region by the share u that the boxes cover, and for the image by 1 - u. Without regions the region mass is 0.
 
     Attributes:
         name: under which the results stand.
@@ -66,7 +66,8 @@ class RegionAttention:
         align: which row belongs to a token.
         membership: which cells belong to the region, see `geometry/grid.py`.
         boxes: all regions of the Record, or the first.
-        keeps_maps: also keep the attention to every single visual token.
+        reads_top: also read how much one visual token alone holds, which shows attention sinks.
+        keeps_maps: also keep the attention to every single visual token of the Prompt's images.
         in_update: read once more in the update, with gradient, as `outputs.maps[name]` of the loss.
     """
 
@@ -77,6 +78,7 @@ class RegionAttention:
     align: Align = "producer"
     membership: Membership = "overlap"
     boxes: BoxChoice = "all"
+    reads_top: bool = True
     keeps_maps: bool = False
     in_update: bool = False
 

@@ -67,7 +67,7 @@ class AttentionMap(Protocol):
     """Attention read in the update, with gradient: one row per query that a probe asked for, over visual tokens.
 
     Attributes:
-        values: raw attention, mean over the probe's layers and heads; the rest of each row lies on text.
+        values: raw attention in each of the probe's (layer, head) pairs; the rest of a row lies on text.
         region: membership of each visual token in the gold regions, in [0, 1].
         is_visual: columns that are visual tokens of the Record's images; the others are padding.
         weight: 1 / number of Records of the minibatch that have regions, split over the rows of each; 0 without
@@ -75,7 +75,7 @@ class AttentionMap(Protocol):
     """
 
     @property
-    def values(self) -> Float[Tensor, "queries visual"]: ...
+    def values(self) -> Float[Tensor, "heads queries visual"]: ...
     @property
     def region(self) -> Float[Tensor, "queries visual"]: ...
     @property
@@ -88,7 +88,8 @@ class AttentionMap(Protocol):
 class LossBatch(Protocol):
     """What a loss may read of a Batch. Old and reference log-probs are None where the learner did not need them.
 
-    `probes` are the measured probes by name, per token; NaN where a Rollout has none.
+    `probes` are the measured probes by name, per token; NaN where a Rollout has none. `progress` is the share of the
+    training steps that are done.
     """
 
     @property
@@ -101,6 +102,8 @@ class LossBatch(Protocol):
     def reference_logprobs(self) -> Float[Tensor, "tokens"] | None: ...
     @property
     def probes(self) -> Mapping[str, Float[Tensor, "tokens ..."]]: ...
+    @property
+    def progress(self) -> float: ...
 
 
 @runtime_checkable

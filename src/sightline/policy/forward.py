@@ -7,7 +7,7 @@ once and old, reference and counterfactual log-probs are calls of the same modul
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sightline.policy.adapter import ModelAdapter
     from sightline.policy.attention import Readout
     from sightline.policy.batch import Batch
+    from sightline.policy.divergence import Against
 
 __all__ = ["BANNED", "Outputs", "PolicyModule", "TokenLogprobs", "ban_bias"]
 
@@ -32,11 +33,15 @@ BLOCK = 2**27
 class Outputs:
     """Log-probs (with gradient where enabled) and entropies (never with gradient) of the scored tokens.
 
-    `maps` is filled by the learner: the attention of each probe that is read in the update.
+    `hidden` are the states that predict them, after the last norm, and `divergence` tells how far the predicted
+    distributions are from others, where asked. `maps` is filled by the learner: the attention of each probe that is
+    read in the update.
     """
 
     logprobs: Float[Tensor, "scored"]
     entropies: Float[Tensor, "scored"] | None = None
+    hidden: Float[Tensor, "scored width"] | None = None
+    divergence: Float[Tensor, "scored"] | None = None
     maps: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -106,6 +111,8 @@ class PolicyModule(nn.Module):
         entropies: bool = False,
         readout: Readout | None = None,
         stops_at: int | None = None,
+        hidden: bool = False,
+        against: Against | None = None,
         **kwargs: Any,
     ) -> Outputs:
         """Log-probs of `batch.target` under the tree; keywords reach the attention function.
@@ -117,6 +124,8 @@ class PolicyModule(nn.Module):
             readout: attention to read on the way; one request per forward.
             stops_at: the last decoder layer that is computed, for losses on attention alone. There are then no
                 log-probs.
+            hidden: return the states that predict the scored tokens, for a later call with `against`.
+            against: states of another pass to compare the predicted distributions with; without gradient.
 
         Raises:
             ValueError: the read-out asks for a layer that is not computed.
@@ -132,14 +141,19 @@ class PolicyModule(nn.Module):
             kwargs["readout"] = readout
         if stops_at is not None:
             kwargs["stops_at"] = stops_at
-        hidden = self.adapter.text(batch.ids, batch.positions, mask, visual, **rule, **kwargs)
+        states = self.adapter.text(batch.ids, batch.positions, mask, visual, **rule, **kwargs)
         if readout is not None:
             trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.model.parameters())
             readout.complete(trains)
         if stops_at is not None:
-            return Outputs(hidden.new_empty(0))
-        rows = hidden.reshape(-1, hidden.shape[-1])[batch.predictor]
-        return self._score(rows, batch.target, temperature, entropies)
+            return Outputs(states.new_empty(0))
+        rows = states.reshape(-1, states.shape[-1])[batch.predictor]
+        out = self._score(rows, batch.target, temperature, entropies)
+        if against is not None:
+            parts = zip(rows.split(self.chunk), against.states.split(self.chunk), strict=True)
+            found = [against.between(self.scores(b, temperature), self.scores(a, temperature)) for a, b in parts]
+            out = replace(out, divergence=torch.cat(found))
+        return replace(out, hidden=rows) if hidden else out
 
     def _score(self, rows: Tensor, target: Tensor, temperature: float, entropies: bool) -> Outputs:
         def block(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
