@@ -37,6 +37,7 @@ class Batch:
     old_logprobs: Tensor | None = None
     reference_logprobs: Tensor | None = None
     probes: dict[str, Tensor] = field(default_factory=dict)
+    progress: float = 0.0
 
 
 @dataclass

@@ -59,6 +59,7 @@ def test_the_loss_is_the_objective_of_the_config() -> None:
         old_logprobs = torch.tensor([-1.0, -1.0])
         reference_logprobs = torch.tensor([-2.0, -1.0])
         probes: ClassVar = {}
+        progress = 0.0
 
     class Outputs:
         logprobs = torch.tensor([-0.2, -3.0], requires_grad=True)

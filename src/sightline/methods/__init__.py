@@ -17,9 +17,14 @@ __all__ = ["METHODS", "load_method", "load_method_config", "method_class", "meth
 METHODS: Mapping[str, str] = MappingProxyType(
     {
         "grit": "sightline.methods.grit:GRIT",
+        "deepeyes": "sightline.methods.deepeyes:DeepEyes",
+        "ground_r1": "sightline.methods.ground_r1:GroundR1",
         "grpo": "sightline.methods.grpo:GRPO",
         "ivgr": "sightline.methods.ivgr:IVGR",
+        "papo": "sightline.methods.papo:PAPO",
+        "sayo": "sightline.methods.sayo:SAYO",
         "treevgr": "sightline.methods.treevgr:TreeVGR",
+        "vppo": "sightline.methods.vppo:VPPO",
     }
 )
 

@@ -61,6 +61,7 @@ class Batch:
         tokens: layout positions that are not padding.
         slots: per tree, per path: index into the scored tokens for every response token, -1 where not sampled.
         probes: measured probes by name, one entry per scored token; NaN where a Rollout has none.
+        progress: share of the training steps that are done.
     """
 
     ids: Int[Tensor, "rows tokens"]
@@ -80,6 +81,7 @@ class Batch:
     old_logprobs: Float[Tensor, "scored"] | None = None
     reference_logprobs: Float[Tensor, "scored"] | None = None
     probes: Mapping[str, Float[Tensor, "scored ..."]] = field(default_factory=dict)
+    progress: float = 0.0
 
     def with_credit(self, credits: Sequence[Sequence[Credit]]) -> Batch:
         """Folds per-Rollout credit (one sequence per tree, in path order) onto the scored tokens."""
