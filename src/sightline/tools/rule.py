@@ -44,7 +44,7 @@ class Shown(NamedTuple):
 class CropTurns:
     """Shows the regions a policy asks for. Implements `TurnRule`.
 
-    The conversation ends when a turn answers, asks for nothing, was cut by the token limit, or is the last permitted
+    The conversation ends when a turn holds a closed answer, asks for nothing, was cut by the token limit, or is the last permitted
     one. A request that cannot be served gets a turn of words without an image. In the policy `parity` of the tool,
     as in the Ground-R1 release, the characters `<answer>` end it, finished or not, and every other turn is followed by
     an image: the crop, or the full image where no box is found.
@@ -108,7 +108,7 @@ class CropTurns:
         return self.tool.settings.policy == "parity"
 
     def _has_ended(self, reading: Reading) -> bool:
-        has_answered = "<answer>" in reading.text if self._is_parity else reading.answer is not None
+        has_answered = "<answer>" in reading.text if self._is_parity else "answer" in reading.sections
         return has_answered or "truncated" in reading.problems
 
     def _calls(self, reading: Reading) -> tuple[Call, ...]:
