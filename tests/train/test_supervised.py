@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from conftest import make_record
+from conftest import make_record, picture
 from sightline.config import load_recipe
 from sightline.errors import UserError
 from sightline.language.prompts import prompt
 from sightline.policy.load import Policy
 from sightline.train.run import open_run
 from sightline.train.supervised import (
-    UserTurn,
     demonstration,
     imitate,
     replies,
     supervised_batches,
     supervised_loss,
 )
-from sightline.types import ImageSlot
+from sightline.types import NextTurn, Prompt, Reading
 from stock import reference_logprobs
 
 
@@ -30,7 +30,7 @@ def test_a_demonstration_of_two_turns_is_what_the_template_says(policy: Policy) 
     record = make_record()
     crop = make_record("crop", ((40, 40),), 3).images[0]
     shown = prompt(record, "ground_r1", "ground_r1", "compact")
-    rollout = demonstration(policy, shown, ["<think> a</think>", UserTurn((ImageSlot(0), " look"), (crop,)), " b"])
+    rollout = demonstration(policy, shown, ["<think> a</think>", NextTurn(" look", (crop,)), " b"])
     text = policy.tokenizer.decode(rollout.ids)
     pads = "<|image_pad|>" * policy.frame.tokens(crop.size)
     assert text == (
@@ -41,6 +41,41 @@ def test_a_demonstration_of_two_turns_is_what_the_template_says(policy: Policy) 
     assert rollout.turns[1].images == (1,)
     for turn in rollout.turns:
         assert rollout.sampled[slice(*turn.span)].all() == (turn.role == "assistant")
+
+
+class Looks:
+    """A rule of two turns that shows a picture where the first reply names a box."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def next(self, prompt: Prompt, readings: Sequence[Reading]) -> NextTurn | None:  # noqa: ARG002
+        self.heard = [reading.text for reading in readings]
+        box = readings[-1].boxes[0].box if readings[-1].boxes else None
+        return None if box is None or len(readings) > 1 else NextTurn("", (picture(31, 50),), (box,))
+
+
+def test_a_rule_speaks_between_the_replies(policy: Policy) -> None:
+    rule, record = Looks(), make_record()
+    shown = prompt(record, "ground_r1", "ground_r1", "compact", forced_prefix="<think>")
+    said = [" here</think><box>[10,10,40,40]</box>", "<answer> red</answer>"]
+    rollout = demonstration(policy, shown, said, rule=rule)
+    explicit = demonstration(policy, shown, [said[0], NextTurn("", (picture(31, 50),)), said[1]])
+    np.testing.assert_array_equal(rollout.ids, explicit.ids)
+    np.testing.assert_array_equal(rollout.sampled, explicit.sampled)
+    assert rule.heard == ["<think>" + said[0]]
+    assert rollout.text == f"<think>{said[0]}\n{said[1]}"
+    assert rollout.turns[1].images == (1,)
+    assert len(rollout.turns[1].boxes) == 1
+    assert rollout.images[0].size == (31, 50)
+
+
+@pytest.mark.parametrize("said", [(" no box", " red"), ("<box>[1,1,9,9]</box>", "<box>[2,2,9,9]</box>", " red")])
+def test_a_rule_that_stops_early_is_an_error_of_the_data(policy: Policy, said: tuple[str, ...]) -> None:
+    shown = prompt(make_record("r7"), "ground_r1", "ground_r1", "compact")
+    with pytest.raises(UserError, match=rf"after reply {len(said) - 1} of {len(said)}") as error:
+        demonstration(policy, shown, said, rule=Looks())
+    assert "r7" in str(error.value.where)
 
 
 def test_loss_is_the_mean_over_reply_tokens(policy: Policy) -> None:

@@ -16,8 +16,8 @@ from sightline.scenes.model import lattice
 from sightline.scenes.questions import QuestionType, ask
 from sightline.scenes.texts import reply
 from sightline.scenes.world import VIEW, Background, Scene, scene_at
-from sightline.train.supervised import UserTurn, demonstration
-from sightline.types import Box, ImageRef, ImageSlot, Record, Size
+from sightline.train.supervised import demonstration
+from sightline.types import Box, ImageRef, NextTurn, Record, Size
 
 if TYPE_CHECKING:
     from sightline.policy.load import Policy
@@ -114,9 +114,9 @@ class Curriculum:
         """The picture as the shared segment, then question and reply as one segment of their own."""
         first, *later = reply(record, style, lambda box: self.write(box, record.images[0].size))
         shown = (*record.images, *crops) if style == "crops" else record.images
-        turns: list[str | UserTurn] = [first]
+        turns: list[str | NextTurn] = [first]
         for text in later:
-            turns += [UserTurn((ImageSlot(0),), (crops[0],)), text]
+            turns += [NextTurn("", (crops[0],)), text]
         asked = prompt(record, style, style, policy.style, images=shown)
         rollout = demonstration(policy, asked, turns, branch=k)
         cut = int(np.flatnonzero(rollout.prompt_ids == policy.image_token)[0])

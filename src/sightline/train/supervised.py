@@ -4,71 +4,73 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sightline.errors import UserError
 from sightline.policy.batch import Batch, collate, microbatches
 from sightline.policy.tree import build_tree, rollout_path
-from sightline.types import Group, ImageRef, ImageSlot, Prompt, Record, Rollout, Span, StepStats, Turn
+from sightline.sampling.base import Request
+from sightline.sampling.turns import Conversation
+from sightline.types import Group, NextTurn, Prompt, Record, Rollout, StepStats
 
 if TYPE_CHECKING:
     from sightline.geometry.frames import Frame
+    from sightline.methods.base import TurnRule
     from sightline.policy.load import Policy
     from sightline.train.run import Run
 
-__all__ = ["UserTurn", "demonstration", "imitate", "replies", "supervised_batches", "supervised_loss"]
+__all__ = ["demonstration", "imitate", "replies", "supervised_batches", "supervised_loss"]
 
 
-@dataclass(frozen=True, slots=True)
-class UserTurn:
-    """A turn of the user inside a demonstration: text and image slots, and the images it adds."""
-
-    content: tuple[str | ImageSlot, ...]
-    images: tuple[ImageRef, ...] = ()
-
-
-def demonstration(policy: Policy, prompt: Prompt, turns: Sequence[str | UserTurn], branch: int = 0) -> Rollout:
+def demonstration(
+    policy: Policy,
+    prompt: Prompt,
+    turns: Sequence[str | NextTurn],
+    branch: int = 0,
+    *,
+    rule: TurnRule | None = None,
+) -> Rollout:
     """A Rollout whose replies are given: every reply token and its end-of-turn id count as sampled.
 
     Args:
         policy: whose tokenizer and chat template are used.
         prompt: what is shown.
-        turns: replies (str) and the user's turns between them, beginning and ending with a reply.
+        turns: replies (str), and the user's turns between them unless a rule says those.
         branch: distinguishes demonstrations of the same prompt.
+        rule: asked between two replies, as it is in sampling.
+
+    Raises:
+        UserError: the rule ends the conversation although further replies are given.
     """
-    ids: list[np.ndarray] = []
-    sampled: list[np.ndarray] = []
-    spans: list[Turn] = []
-    images: tuple[ImageRef, ...] = ()
-    at = 0
+    conversation = replace(Conversation.begin(policy, Request(prompt, turns=rule)), branch=(branch,))
     for turn in turns:
-        added: tuple[int, ...] = ()
-        if isinstance(turn, str):
-            piece = np.array([*policy.tokenizer(turn, add_special_tokens=False)["input_ids"], policy.eos[0]], np.int64)
-        else:
-            piece = policy.encode_turn(turn.content, turn.images).ids
-            first = len(prompt.images) + len(images)
-            added = tuple(range(first, first + len(turn.images)))
-            images = (*images, *turn.images)
-        ids.append(piece)
-        sampled.append(np.full(len(piece), isinstance(turn, str)))
-        role = "assistant" if isinstance(turn, str) else "user"
-        spans.append(Turn(role=role, span=Span(at, at + len(piece)), images=added))
-        at += len(piece)
-    return Rollout(
-        prompt=prompt, branch=(branch,), prompt_ids=policy.encode(prompt).ids, ids=np.concatenate(ids),
-        sampled=np.concatenate(sampled), logprobs=np.zeros(at, np.float32), finish="stop",
-        text=prompt.forced_prefix + "".join(t for t in turns if isinstance(t, str)), turns=tuple(spans), images=images,
-    )  # fmt: skip
+        if isinstance(turn, NextTurn):
+            conversation = conversation.told(policy, turn)
+            continue
+        if rule is not None and conversation.turn:
+            conversation = conversation.told(policy, _following(conversation, len(turns)))
+        ids = [*policy.tokenizer(turn, add_special_tokens=False)["input_ids"], policy.eos[0]]
+        conversation = conversation.replied(policy, ids, [0.0] * len(ids), "stop")
+    return conversation.rollouts()[0]
+
+
+def _following(conversation: Conversation, replies: int) -> NextTurn:
+    following = conversation.following()
+    if following is None:
+        raise UserError(
+            f"the conversation ends after reply {conversation.turn} of {replies}",
+            where=f"record {conversation.request.prompt.record.id}: meta.replies",
+            hint="every reply but the last must call for another turn; the method also limits their number",
+        )
+    return following
 
 
 def imitate(run: Run) -> tuple[list[Group], StepStats]:
-    """One supervised step: each record's reply in every stream that reinforcement would sample."""
+    """One supervised step: each record's reply, or conversation, in every stream that reinforcement would sample."""
     from sightline.train.run import shown_prompt
 
     started = time.perf_counter()
@@ -76,7 +78,12 @@ def imitate(run: Run) -> tuple[list[Group], StepStats]:
     for record in run.data.next():
         groups.append(
             [
-                demonstration(run.policy, shown_prompt(run, record, s), replies(record, s.template, run.policy.frame))
+                demonstration(
+                    run.policy,
+                    shown_prompt(run, record, s),
+                    replies(record, s.template, run.policy.frame),
+                    rule=s.turns,
+                )
                 for s in run.method.streams(record)
             ]
         )
@@ -87,13 +94,13 @@ def imitate(run: Run) -> tuple[list[Group], StepStats]:
 
 
 def replies(record: Record, template: str, frame: Frame) -> tuple[str, ...]:
-    """The reply a record gives for a template: `meta.replies[template]`, or what the truth of a scene says.
+    """What a record replies to a template, turn by turn: `meta.replies[template]`, or what the truth of a scene says.
 
     Raises:
         UserError: the record has neither.
     """
     given = record.meta.get("replies", {}).get(template)
-    if given is not None:
+    if given:
         return (given,) if isinstance(given, str) else tuple(given)
     if "objects" not in record.meta:
         raise UserError(
