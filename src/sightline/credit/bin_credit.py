@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
 from sightline.credit.bins import NO_BOX, BinConfig, bin_advantages, bin_edges, bins_of
 from sightline.credit.group import is_flat
 from sightline.geometry.boxes import clamp
+from sightline.tools.syntax import BoxSyntax, Call
 from sightline.types import Credit, Group, ReadBox, Reading, Record
 
-__all__ = ["bin_credit", "box_area", "evidence_box"]
+__all__ = ["Asks", "bin_credit", "box_area", "evidence_box"]
+
+Asks = Callable[[Reading], Sequence[Call]]
+"""The requests for regions that one turn holds, e.g. `BoxSyntax().asks`."""
 
 
-def evidence_box(reading: Reading, config: BinConfig | None = None) -> ReadBox | None:
+def evidence_box(reading: Reading, config: BinConfig | None = None, asks: Asks | None = None) -> ReadBox | None:
     """The box of a Rollout that decides its bin: a valid one on image 0, from a turn that asks instead of answering.
+
+    Args:
+        reading: of the whole conversation.
+        config: which box counts where there are several, and whether one that sticks out does.
+        asks: the requests of a turn; by default a box behind the reasoning.
 
     Example:
         >>> from sightline.types import Box, Span
@@ -22,9 +33,10 @@ def evidence_box(reading: Reading, config: BinConfig | None = None) -> ReadBox |
         >>> evidence_box(Reading(text="", answer="red", turns=(asks, answers))) == box, evidence_box(answers)
         (True, None)
     """
-    config = config or BinConfig()
+    config, asks = config or BinConfig(), asks or BoxSyntax().asks
     asking = [turn for turn in (reading.turns or (reading,)) if turn.answer is None]
-    found = [box for turn in asking for box in turn.boxes if box.is_valid and box.image == 0]
+    asked = [call.box for turn in asking for call in asks(turn)]
+    found = [box for box in asked if box is not None and box.is_valid and box.image == 0]
     if config.clipped == "no_box":
         found = [box for box in found if not {"negative", "outside"} & set(box.problems)]
     if config.refined == "smallest":
@@ -32,7 +44,9 @@ def evidence_box(reading: Reading, config: BinConfig | None = None) -> ReadBox |
     return found[-1 if config.refined == "last" else 0] if found else None
 
 
-def box_area(reading: Reading, record: Record, config: BinConfig | None = None) -> float | None:
+def box_area(
+    reading: Reading, record: Record, config: BinConfig | None = None, asks: Asks | None = None
+) -> float | None:
     """Area of the evidence box as a share of image 0, the part inside the image; None without a box or an image.
 
     Example:
@@ -42,19 +56,20 @@ def box_area(reading: Reading, record: Record, config: BinConfig | None = None) 
         >>> box_area(Reading(text="", boxes=(half,)), record)
         0.5
     """
-    found = evidence_box(reading, config)
+    found = evidence_box(reading, config, asks)
     if found is None or not record.images:
         return None
     size = record.images[0].size
     return min(clamp(found.box, size).area / (size.width * size.height), 1.0)
 
 
-def bin_credit(group: Group, config: BinConfig | None = None) -> tuple[Credit, ...]:
+def bin_credit(group: Group, config: BinConfig | None = None, asks: Asks | None = None) -> tuple[Credit, ...]:
     """SRPO: each stream of the Record by itself, the sum of both terms on every sampled token.
 
     Args:
         group: a scored Group; `edges: step_quantile` also reads its `peers`.
         config: K, edges and the readings of the open cases.
+        asks: the requests of a turn; by default a box behind the reasoning.
 
     Returns:
         One Credit per Rollout: weight 1 on sampled tokens, 0 where the Rollout is masked or its group skipped. `parts`
@@ -72,16 +87,16 @@ def bin_credit(group: Group, config: BinConfig | None = None) -> tuple[Credit, .
     found: dict[int, Credit] = {}
     for stream in group.streams:
         at = [i for i, rollout in enumerate(group.rollouts) if rollout.stream == stream]
-        found |= dict(zip(at, _stream_credit(group.at(at), config), strict=True))
+        found |= dict(zip(at, _stream_credit(group.at(at), config, asks), strict=True))
     return tuple(found[i] for i in range(len(group)))
 
 
-def _stream_credit(group: Group, config: BinConfig) -> list[Credit]:
-    measured = _areas(group, config)
+def _stream_credit(group: Group, config: BinConfig, asks: Asks | None) -> list[Credit]:
+    measured = _areas(group, config, asks)
     areas = [1.0 if a is None and config.no_box == "whole_image" else a for a in measured]
     known = areas
     if config.edges == "step_quantile":
-        known = [a for peer in group.peers or (group,) for a in _areas(peer.of(*group.streams), config)]
+        known = [a for peer in group.peers or (group,) for a in _areas(peer.of(*group.streams), config, asks)]
     places = bins_of(areas, bin_edges(config, [a for a in known if a is not None]))
     rewards = np.array([scores.total for scores in group.scores], np.float64)
     masked = np.array([scores.is_masked for scores in group.scores], bool)
@@ -117,5 +132,5 @@ def _bin_parts(place: int, area: float | None, reward: float | None, config: Bin
     return parts
 
 
-def _areas(group: Group, config: BinConfig) -> list[float | None]:
-    return [box_area(reading, group.record, config) for reading in group.readings]
+def _areas(group: Group, config: BinConfig, asks: Asks | None) -> list[float | None]:
+    return [box_area(reading, group.record, config, asks) for reading in group.readings]
