@@ -85,7 +85,7 @@ class TreeSide:
     def update(self) -> float:
         self.model.zero_grad(set_to_none=True)
         groups = weighted(self.groups)
-        trees = [self.learner.tree(g) for g in groups]
+        trees = [self.learner.packer.part(0, g).tree for g in groups]
         total = self.clip_fraction = 0.0
         for rows in microbatches([len(t) for t in trees], self.learner.token_budget, packs=False):
             index = [i for row in rows for i in row]

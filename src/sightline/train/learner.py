@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from sightline.credit.weights import normalised_weights
-from sightline.policy.batch import Batch, collate, microbatches
-from sightline.policy.tree import Path, Segment, Tree, build_tree, rollout_path
+from sightline.policy.batch import Batch
+from sightline.policy.packing import Packer
 from sightline.train.masters import MasterWeights
 from sightline.train.supervised import supervised_loss
 from sightline.types import Credit, Group, Measurement
@@ -60,7 +60,8 @@ class Learner:
         seed: int = 0,
     ) -> None:
         self.policy, self.optim, self.steps, self.seed = policy, optim, steps, seed
-        self.temperature, self.token_budget, self.shares = temperature, token_budget, shares
+        self.temperature = temperature
+        self.packer = Packer(policy, token_budget, shares=shares)
         self.weights = MasterWeights([p for p in policy.module.parameters() if p.requires_grad])
         matrices = [p for p in self.weights.masters if p.ndim >= 2]
         vectors = [p for p in self.weights.masters if p.ndim < 2]
@@ -78,13 +79,14 @@ class Learner:
         """One packed pass without gradient: log-probs and entropies of every sampled token."""
         out: list[Group] = list(groups)
         with torch.no_grad():
-            for index, batch in self._batches(groups):
+            for packed in self.packer.groups(groups):
+                batch = packed.batch
                 outputs = self.policy.module(batch, temperature=self.temperature, entropies=True)
                 assert outputs.entropies is not None
                 logprobs, entropies = batch.scatter(outputs.logprobs), batch.scatter(outputs.entropies)
-                for g, own, entropy in zip(index, logprobs, entropies, strict=True):
+                for part, own, entropy in zip(packed.parts, logprobs, entropies, strict=True):
                     seen = tuple(Measurement(logprobs=a, entropies=b) for a, b in zip(own, entropy, strict=True))
-                    out[g] = replace(out[g], measurements=seen)
+                    out[part.group] = replace(out[part.group], measurements=seen)
         return out
 
     def step(self, groups: Sequence[Group], method: Method, step: int) -> Update:
@@ -115,9 +117,9 @@ class Learner:
         carried = [g for g in (_carrying(g, is_prunable) for g in weighted) if len(g)]
         terms: dict[str, float] = {}
         self.policy.model.train()
-        for index, batch in self._batches(carried):
-            members = [carried[i] for i in index]
-            batch = self._with_old(batch.with_credit([g.credits for g in members]), members)
+        for packed in self.packer.groups(carried):
+            members = [carried[part.group] for part in packed.parts]
+            batch = self._with_old(packed.batch.with_credit([g.credits for g in members]), members)
             if self.reference is not None and objective.kl > 0:
                 with torch.no_grad():
                     batch = replace(
@@ -171,24 +173,6 @@ class Learner:
             return batch
         return batch.with_logprobs([[m.logprobs for m in g.measurements if m.logprobs is not None] for g in groups])
 
-    def _batches(self, groups: Sequence[Group]) -> Iterator[tuple[list[int], Batch]]:
-        """Micro-batches and the indices of the groups they hold, in the order of `Batch.slots`."""
-        trees = [self.tree(g) for g in groups]
-        packs = self.policy.device.type == "cuda"
-        for rows in microbatches([len(t) for t in trees], self.token_budget, packs=packs):
-            index = [i for row in rows for i in row]
-            yield index, collate(
-                [[trees[i] for i in row] for row in rows], self.policy.pixels, pad=self.policy.pad,
-                device=self.policy.device,
-            )  # fmt: skip
-
-    def tree(self, group: Group) -> Tree:
-        """The token tree of one group."""
-        paths = [rollout_path(r, self.policy.image_token) for r in group.rollouts]
-        if not self.shares:
-            paths = [_alone(path, i) for i, path in enumerate(paths)]
-        return build_tree(paths, self.policy.rules)
-
     def _minibatches(self, groups: Sequence[Group], step: int, epoch: int) -> Iterator[list[Group]]:
         """Cuts the groups into `inner_steps` near-equal parts, whole groups each, in a seeded order."""
         if self.optim.inner_steps == 1:
@@ -231,7 +215,3 @@ def _carrying(group: Group, is_prunable: bool) -> Group:
         return bool((credit.weight != 0).any() and (not is_prunable or (credit.weight * credit.advantage != 0).any()))
 
     return group.at([i for i, c in enumerate(group.credits) if carries(c)])
-
-
-def _alone(path: Path, number: int) -> Path:
-    return Path(tuple(Segment((number, s.key), s.ids, s.sampled, s.images) for s in path.segments), path.response)
