@@ -13,7 +13,7 @@ from torch import Tensor
 from sightline.config.sections import Optim
 from sightline.credit.weights import normalised_weights
 from sightline.methods.grpo import GRPO, GRPOConfig
-from sightline.policy.batch import Batch, collate, microbatches
+from sightline.policy.batch import Batch, collate
 from sightline.policy.forward import Outputs, TokenLogprobs
 from sightline.policy.load import Policy, load_policy
 from sightline.policy.tree import build_tree, rollout_path
@@ -85,12 +85,12 @@ class TreeSide:
     def update(self) -> float:
         self.model.zero_grad(set_to_none=True)
         groups = weighted(self.groups)
-        trees = [self.learner.packer.part(0, g).tree for g in groups]
         total = self.clip_fraction = 0.0
-        for rows in microbatches([len(t) for t in trees], self.learner.token_budget, packs=False):
-            index = [i for row in rows for i in row]
-            batch = collate([[trees[i] for i in row] for row in rows], self.policy.pixels, pad=self.policy.pad)
-            batch = _prepared(batch, [groups[i] for i in index], self.reference and [self.reference[i] for i in index])
+        for packed in self.learner.packer.groups(groups):
+            index = [part.group for part in packed.parts]
+            batch = _prepared(
+                packed.batch, [groups[i] for i in index], self.reference and [self.reference[i] for i in index]
+            )
             outputs = self.policy.module(batch, entropies=True)
             loss = self.method.loss(batch, outputs)  # type: ignore[arg-type]
             loss.total.backward()
