@@ -20,6 +20,7 @@ from jaxtyping import Int
 
 from sightline.errors import UserError
 from sightline.geometry.frames import Frame
+from sightline.language.spans import byte_pieces
 from sightline.policy.adapter import ModelAdapter
 from sightline.policy.encode import Encoded, encode_prompt, encode_turn
 from sightline.policy.forward import PolicyModule
@@ -63,6 +64,8 @@ class Policy:
     style: Literal["full", "compact"]
     eos: tuple[int, ...]
     banned: tuple[int, ...]
+    added: tuple[str, ...] = ()
+    """Tokens that were added to the checkpoint's tokenizer; saving writes them out."""
 
     @property
     def model(self) -> Any:
@@ -102,6 +105,12 @@ class Policy:
         """Text of sampled ids without the marks that end a turn."""
         kept = [int(i) for i in ids if int(i) not in self.eos and int(i) != self.pad]
         return self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def pieces(self, ids: Int[np.ndarray, "tokens"] | Sequence[int]) -> list[bytes]:
+        """The bytes of each token within the text that `decode` gives; empty for the marks that end a turn."""
+        ends = {*self.eos, self.pad}
+        names = self.tokenizer.convert_ids_to_tokens([int(i) for i in ids])
+        return [b"" if int(i) in ends else piece for i, piece in zip(ids, byte_pieces(names), strict=True)]
 
     def piece(self, token: int) -> str:
         """One token as text, for displays; bytes that are no character on their own are shown as such."""
@@ -228,6 +237,8 @@ def save_policy(policy: Policy, folder: Path) -> None:
     for name in PROCESSOR_FILES:
         if (policy.source / name).exists() and policy.source.resolve() != folder.resolve():
             shutil.copyfile(policy.source / name, folder / name)
+    if policy.added:
+        policy.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
