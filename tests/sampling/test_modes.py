@@ -132,7 +132,7 @@ def test_duplicates_and_the_box_limit():
 def test_padding_and_least_side_stay_inside_the_image():
     found = ReadBox(box=Box(0, 0, 10, 10), written=(0, 0, 10, 10), span=Span(0, 1))
     config = ModeConfig(padding=0.5, min_side=40)
-    ((_, box, _),) = plan_crops([found], [Size(200, 100)], config).cuts
+    ((_, box, _),) = plan_crops([found], [Size(200, 100)], config).pieces
     assert box.x1 >= 0
     assert box.y1 >= 0
     assert box.width >= 40
@@ -141,7 +141,7 @@ def test_padding_and_least_side_stay_inside_the_image():
 
 def test_boxes_of_images_that_do_not_exist_are_ignored():
     found = ReadBox(box=Box(0, 0, 10, 10), written=(0, 0, 10, 10), span=Span(0, 1), image=3)
-    assert plan_crops([found], [Size(200, 100)], TIGHT).cuts == ()
+    assert plan_crops([found], [Size(200, 100)], TIGHT).pieces == ()
 
 
 def test_image_order():

@@ -1,27 +1,28 @@
-"""How a question is put to a policy: textual | grounded | crops | crops+union.
+"""How a question is put to a policy: textual | grounded | crops | crops+union | turns.
 
 `crops` is two passes. The grounded pass localises in text; each box is cut out of the *original* image; the second
 pass answers over the original images and the crops. `crops+union` adds the least rectangle that covers all crops.
-A grounded pass without a usable box falls back to the textual prompt, and the result says so.
+`turns` is a conversation: the policy asks for regions, one reply after the other, until it answers. Where nothing was
+looked at and nothing answered, the textual prompt is asked instead, and the result says so.
 
 `ask`, `eval` and the evaluation during training all call `answer`.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from sightline.errors import UserError
-from sightline.types import Box, ImageRef, Prompt, ReadBox, Reading, Record, Rollout, Size
+from sightline.sampling.crops import Crop, CropPlan, cut_crops, plan_crops, shown_crops
+from sightline.tools.settings import ModeConfig
+from sightline.types import ImageRef, Prompt, ReadBox, Reading, Record, Rollout
 
 if TYPE_CHECKING:
     from sightline.geometry.frames import Frame
-    from sightline.sampling.base import Sampler, SamplingSettings
+    from sightline.sampling.base import Request, Sampler, SamplingSettings
+    from sightline.tools.rule import CropTurns
 
 __all__ = [
     "CROP_MODES",
@@ -29,40 +30,23 @@ __all__ = [
     "MODES",
     "Crop",
     "CropPlan",
-    "Cut",
     "Mode",
     "ModeConfig",
     "ModeResult",
     "Speaker",
     "answer",
     "plan_crops",
+    "turn_rule",
 ]
 
-Mode = Literal["textual", "grounded", "crops", "crops+union"]
+Mode = Literal["textual", "grounded", "crops", "crops+union", "turns"]
 MODES: tuple[str, ...] = get_args(Mode)
 CROP_MODES = ("crops", "crops+union")
-Control = Literal["none", "no-crop", "random-crop", "blank-crop"]
 FALLBACK = "no usable box: answered from the textual prompt"
 
 
-class ModeConfig(BaseModel):
-    """What may vary about the crops. The defaults are the ones the figures of this library use."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    padding: float = Field(default=0.1, ge=0, le=4)
-    """Margin added on each side of a box, as a share of that side of the box."""
-    min_side: int = Field(default=28, ge=1)
-    """Least width and height of a crop, in pixels of the original image."""
-    max_crops: int = Field(default=4, ge=1, le=64)
-    """Crops per question, in the order in which the boxes were written; further boxes are left out and noted."""
-    duplicate_iou: float = Field(default=0.9, gt=0, le=1)
-    """A box that overlaps an earlier one by more than this IoU is not cropped a second time."""
-    order: Literal["original-first", "crops-first"] = "original-first"
-    """Order of the images in the prompt of the second pass."""
-    control: Control = "none"
-    """What stands in for the crops, to measure what they are worth: `no-crop` asks the second question over the
-    original alone, `random-crop` cuts rectangles of the same size elsewhere, `blank-crop` shows grey ones."""
+_Pass = tuple[Rollout, Reading]
+_Sampled = Callable[[Sequence["Request"]], list[_Pass]]
 
 
 class Speaker(Protocol):
@@ -75,18 +59,11 @@ class Speaker(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Crop:
-    """A rectangle cut out of image number `image` of the Record: its place there and its pixels."""
-
-    box: Box
-    pixels: ImageRef
-    image: int = 0
-    is_union: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ModeResult:
-    """One answered Record. `rollouts` and `readings` run in parallel, one entry per pass; the last pass answers."""
+    """One answered Record. `rollouts` and `readings` run in parallel, one entry per pass; the last pass answers.
+
+    A conversation is one pass, whatever its turns.
+    """
 
     record: Record
     mode: str
@@ -101,23 +78,17 @@ class ModeResult:
 
     @property
     def boxes(self) -> tuple[ReadBox, ...]:
-        """The boxes of the first pass, the one that looks at the original images."""
+        """The boxes of the first pass, the one that looks at the original images; of a conversation, of all turns."""
         return self.readings[0].boxes
 
+    @property
+    def answer(self) -> str:
+        """The final answer; empty where there is none, or where the last turn of a conversation asks for more."""
+        from sightline.answers.extract import final_answer
 
-class Cut(NamedTuple):
-    """A rectangle to cut out: integer pixels of image number `image`."""
-
-    image: int
-    box: Box
-    is_union: bool = False
-
-
-class CropPlan(NamedTuple):
-    """The rectangles for one reply, before any pixel is touched; `left_out` boxes were beyond `max_crops`."""
-
-    cuts: tuple[Cut, ...]
-    left_out: int = 0
+        reading = self.reading
+        is_open = reading.answer is None and ("box" in reading.sections or "tool_call" in reading.sections)
+        return "" if self.mode == "turns" and is_open else final_answer(reading)
 
 
 def answer(
@@ -147,15 +118,20 @@ def answer(
         raise UserError(f"unknown mode {mode!r}", hint=f"one of {', '.join(MODES)}")
     config = config or ModeConfig()
 
-    def one_pass(prompts: Sequence[Prompt]) -> list[tuple[Rollout, Reading]]:
-        groups = sampler.sample([Request(p) for p in prompts], settings, seed=seed, step=step)
+    def one_pass(requests: Sequence[Request]) -> list[_Pass]:
+        groups = sampler.sample(requests, settings, seed=seed, step=step)
         return [(group[0], _read(group[0], speaker)) for group in groups]
 
+    def prompts(shown: Sequence[Prompt]) -> list[_Pass]:
+        return one_pass([Request(prompt) for prompt in shown])
+
+    if mode == "turns":
+        return _conversations(records, config, speaker, seed, one_pass)
     if mode in CROP_MODES and known:
         first = [(result.rollouts[0], result.readings[0]) for result in known]
     else:
         stream = "textual" if mode == "textual" else "grounded"
-        first = one_pass([_prompt(record, stream, speaker) for record in records])
+        first = prompts([_prompt(record, stream, speaker) for record in records])
     results = [
         ModeResult(record=record, mode=mode, rollouts=(rollout,), readings=(reading,))
         for record, (rollout, reading) in zip(records, first, strict=True)
@@ -164,86 +140,89 @@ def answer(
         return results
     results = [_look_closer(result, config, seed) for result in results]
     same = {i for i, (result, other) in enumerate(zip(results, known, strict=False)) if _shows_the_same(result, other)}
-    asked = [_second_prompt(result, config, speaker) for i, result in enumerate(results) if i not in same]
-    fresh = iter(one_pass(asked))
+    fresh = iter(
+        prompts([_second_prompt(result, config, speaker) for i, result in enumerate(results) if i not in same])
+    )
     second = [(known[i].rollouts[1], known[i].readings[1]) if i in same else next(fresh) for i in range(len(results))]
-    return [
-        replace(result, rollouts=(*result.rollouts, rollout), readings=(*result.readings, reading))
-        for result, (rollout, reading) in zip(results, second, strict=True)
-    ]
+    return [_with_pass(result, later) for result, later in zip(results, second, strict=True)]
 
 
-def plan_crops(
-    boxes: Sequence[ReadBox], sizes: Sequence[Size], config: ModeConfig, *, adds_union: bool = False
-) -> CropPlan:
-    """The rectangles to cut for the boxes of a reply about images of the given sizes.
+def _conversations(
+    records: Sequence[Record], config: ModeConfig, speaker: Speaker, seed: int, one_pass: _Sampled
+) -> list[ModeResult]:
+    """One conversation per record, then the textual pass of those that came to nothing."""
+    from sightline.sampling.base import Request
 
-    Invalid boxes and near-duplicates are skipped, at most `max_crops` are kept, each is padded and widened to
-    `min_side` inside its image. The union is the least rectangle that covers all crops of an image; where it
-    repeats a crop (a single box), it is left out.
+    rule = turn_rule(config, seed)
+    first = one_pass([Request(_prompt(r, rule.syntax.template, speaker), turns=rule) for r in records])
+    results = [_talked(record, *talk, rule) for record, talk in zip(records, first, strict=True)]
+    lost = [i for i, result in enumerate(results) if result.note == FALLBACK]
+    again = one_pass([Request(_prompt(records[i], "textual", speaker)) for i in lost]) if lost else []
+    for i, later in zip(lost, again, strict=True):
+        results[i] = _with_pass(results[i], later)
+    return results
+
+
+def turn_rule(config: ModeConfig, seed: int = 0) -> CropTurns:
+    """The rule of the conversations of the mode `turns`.
+
+    Example:
+        >>> turn_rule(ModeConfig()).syntax.template, turn_rule(ModeConfig()).tool.settings.policy
+        ('ground_r1', 'lenient')
     """
-    from sightline.geometry.boxes import enclosing, iou
-    from sightline.images import crop_box
+    from sightline.tools.crop import CropTool
+    from sightline.tools.rule import CropTurns
+    from sightline.tools.syntax import syntax_named
 
-    distinct: list[ReadBox] = []
-    for found in boxes:
-        is_usable = found.is_valid and 0 <= found.image < len(sizes)
-        if is_usable and not any(
-            other.image == found.image and iou(found.box, other.box) > config.duplicate_iou for other in distinct
-        ):
-            distinct.append(found)
-    kept = distinct[: config.max_crops]
-    cuts = [Cut(b.image, crop_box(b.box, sizes[b.image], config.padding, config.min_side)) for b in kept]
-    for image in sorted({cut.image for cut in cuts}) if adds_union else ():
-        own = [cut.box for cut in cuts if cut.image == image]
-        union = enclosing(own)
-        if union not in own:
-            cuts.append(Cut(image, union, is_union=True))
-    return CropPlan(tuple(cuts), len(distinct) - len(kept))
+    turns = config.turns
+    return CropTurns(
+        tool=CropTool(config.crops(turns.policy)),
+        syntax=syntax_named(turns.syntax, is_parity=turns.policy == "parity"),
+        max_turns=turns.max_turns,
+        repeat_template=turns.repeat_template,
+        control=config.control,
+        seed=seed,
+    )
+
+
+def _talked(record: Record, rollout: Rollout, reading: Reading, rule: CropTurns) -> ModeResult:
+    """A conversation with its crops, and what went differently than asked."""
+    readings = reading.turns or (reading,)
+    result = ModeResult(record=record, mode="turns", rollouts=(rollout,), readings=(reading,))
+    followed = rule.looks(rollout.prompt, readings)[: sum(turn.role == "user" for turn in rollout.turns)]
+    looks = [look for turn in followed for look in turn]
+    if not result.answer and all(look.shown is None or look.is_whole for look in looks):
+        return replace(result, note=FALLBACK)
+    refused = dict.fromkeys(look.problem for look in looks if look.shown is None)
+    notes = [f"not shown: {problem}" for problem in refused]
+    if rule.control != "none" and looks:
+        notes.append(f"control: {rule.control}")
+    if not result.answer:
+        notes.append(f"no answer within {len(readings)} turns")
+    return replace(result, crops=shown_crops(rule, rollout, readings), note="; ".join(notes))
+
+
+def _with_pass(result: ModeResult, later: _Pass) -> ModeResult:
+    rollout, reading = later
+    return replace(result, rollouts=(*result.rollouts, rollout), readings=(*result.readings, reading))
 
 
 def _look_closer(result: ModeResult, config: ModeConfig, seed: int) -> ModeResult:
     """The result with the crops that its second pass shows, or with the note of the fall-back."""
-    images = result.record.images
-    plan = plan_crops(result.boxes, [i.size for i in images], config, adds_union=result.mode == "crops+union")
-    if not plan.cuts:
+    sizes = [image.size for image in result.record.images]
+    plan = plan_crops(result.boxes, sizes, config, adds_union=result.mode == "crops+union")
+    if not plan.pieces:
         return replace(result, note=FALLBACK)
     notes = [f"{plan.left_out} boxes beyond the first {config.max_crops} left out"] if plan.left_out else []
     if config.control != "none":
         notes.append(f"control: {config.control}")
-    crops = []
-    for number, (image, box, is_union) in enumerate(plan.cuts if config.control != "no-crop" else ()):
-        if config.control == "random-crop":
-            box = _elsewhere(box, images[image].size, f"{seed}/{result.record.id}/{number}")
-        pixels = _pixels(images[image], box, config.control)
-        crops.append(Crop(box=box, pixels=pixels, image=image, is_union=is_union))
-    return replace(result, crops=tuple(crops), note="; ".join(notes))
+    return replace(result, crops=cut_crops(plan.pieces, result.record, config, seed), note="; ".join(notes))
 
 
 def _shows_the_same(result: ModeResult, other: ModeResult) -> bool:
     """Whether the second pass of `result` would repeat the one that `other` has made."""
     places = [[(crop.image, crop.box) for crop in one.crops] for one in (result, other)]
     return len(other.rollouts) == 2 and places[0] == places[1] and result.note == other.note
-
-
-def _elsewhere(box: Box, size: Size, key: str) -> Box:
-    """A rectangle of the same size at a place that depends on `key` alone."""
-    import numpy as np
-
-    random = np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))
-    left = int(random.integers(0, max(int(size.width - box.width), 0) + 1))
-    top = int(random.integers(0, max(int(size.height - box.height), 0) + 1))
-    return Box(left, top, left + box.width, top + box.height)
-
-
-def _pixels(image: ImageRef, box: Box, control: str) -> ImageRef:
-    from sightline.images import crop, image_ref
-
-    if control == "blank-crop":
-        import numpy as np
-
-        return image_ref(np.full((int(box.height), int(box.width), 3), 127, dtype=np.uint8))
-    return crop(image, box, padding=0.0, min_side=1)
 
 
 def _second_prompt(result: ModeResult, config: ModeConfig, speaker: Speaker) -> Prompt:
@@ -258,11 +237,12 @@ def _second_prompt(result: ModeResult, config: ModeConfig, speaker: Speaker) -> 
 def _prompt(record: Record, stream: str, speaker: Speaker, images: tuple[ImageRef, ...] | None = None) -> Prompt:
     from sightline.language.prompts import prompt
 
-    return prompt(record, stream, stream, speaker.style, images=images)
+    return prompt(record, stream, stream, speaker.style, images=images, frame=speaker.frame)
 
 
 def _read(rollout: Rollout, speaker: Speaker) -> Reading:
-    from sightline.language.parse import read
+    from sightline.language.parse import read_turns
 
     sizes = [image.size for image in rollout.prompt.images]
-    return read(rollout.text, speaker.frame, sizes, finish=rollout.finish)
+    said = [turn.text for turn in rollout.turns if turn.role == "assistant"] if len(rollout.turns) > 1 else []
+    return read_turns(said or [rollout.text], speaker.frame, sizes, finish=rollout.finish)

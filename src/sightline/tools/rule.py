@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from sightline.language.prompts import TEMPLATES, Style
 from sightline.tools.crop import Control, CropTool, stand_in
@@ -21,33 +20,26 @@ class Look:
     Attributes:
         call: the request.
         image: the image of the Prompt it is cut out of.
-        place: the rectangle that is shown, in original pixels; None where nothing is.
+        shown: the rectangle that is shown, in original pixels; None where nothing is.
         problem: why nothing is shown, or what was mended.
         is_whole: the whole image stands in, as the Ground-R1 release does where it cuts nothing.
     """
 
     call: Call
     image: int = 0
-    place: Box | None = None
+    shown: Box | None = None
     problem: str = ""
     is_whole: bool = False
-
-
-class Shown(NamedTuple):
-    """A rectangle of the original and the pixels that are shown for it."""
-
-    box: Box
-    image: ImageRef
 
 
 @dataclass(frozen=True, slots=True)
 class CropTurns:
     """Shows the regions a policy asks for. Implements `TurnRule`.
 
-    The conversation ends when a turn holds a closed answer, asks for nothing, was cut by the token limit, or is the last permitted
-    one. A request that cannot be served gets a turn of words without an image. In the policy `parity` of the tool,
-    as in the Ground-R1 release, the characters `<answer>` end it, finished or not, and every other turn is followed by
-    an image: the crop, or the full image where no box is found.
+    The conversation ends when a turn holds a closed answer, asks for nothing, was cut by the token limit, or is the
+    last permitted one. A request that cannot be served gets a turn of words without an image. In the policy `parity` of
+    the tool, as in the Ground-R1 release, the characters `<answer>` end it, finished or not, and every other turn is
+    followed by an image: the crop, or the full image where no box is found.
 
     Attributes:
         tool: cuts the crops.
@@ -73,32 +65,29 @@ class CropTurns:
         last = readings[-1]
         if len(readings) >= self.max_turns or not prompt.images or self._has_ended(last):
             return None
-        looks = self.looks(prompt, readings)
-        asked = looks[-1]
+        asked = self.looks(prompt, readings)[-1]
         if not asked:
             return None
-        places = [(look.image, look.place) for look in asked if look.place is not None]
-        before = sum(look.place is not None for turn in looks[:-1] for look in turn)
-        shown = [self._shown(prompt, *place, before + k) for k, place in enumerate(places)]
+        served = [(look.image, look.shown) for look in asked if look.shown is not None]
         if self.control == "no-crop":
-            shown = list(dict.fromkeys(shown))
-        problems = [look.problem for look in asked if look.place is None]
-        is_first = all(image == 0 for image, _ in places)
+            served = list(dict.fromkeys(served))
+        problems = [look.problem for look in asked if look.shown is None]
         return NextTurn(
-            text=self._words(prompt, len(shown), problems),
-            images=tuple(cut.image for cut in shown),
-            boxes=tuple(cut.box for cut in shown) if is_first else (),
+            text=self._words(prompt, len(served), problems),
+            images=tuple(self._pixels(prompt.images[image], box) for image, box in served),
+            # of the first image alone can a place be told
+            boxes=tuple(box for _, box in served) if all(image == 0 for image, _ in served) else (),
         )
 
     def looks(self, prompt: Prompt, readings: Sequence[Reading]) -> tuple[tuple[Look, ...], ...]:
         """What the requests of each turn come to, turn by turn, before any pixel is touched."""
-        left = self.tool.settings.max_crops
+        shown = 0
         turns = []
         for reading in readings:
             looks = []
             for call in self._calls(reading):
-                look = self._look(call, prompt.images, left)
-                left -= look.place is not None
+                look = self._look(call, prompt, shown)
+                shown += look.shown is not None
                 looks.append(look)
             turns.append(tuple(looks))
         return tuple(turns)
@@ -115,27 +104,27 @@ class CropTurns:
         calls = self.syntax.asks(reading)
         return calls or (Call(problem="no box"),) if self._is_parity else calls
 
-    def _look(self, call: Call, images: Sequence[ImageRef], left: int) -> Look:
+    def _look(self, call: Call, prompt: Prompt, before: int) -> Look:
+        """What one request comes to after `before` crops of the conversation."""
+        settings = self.tool.settings
         if not self._is_parity and call.problem:
             return Look(call=call, problem=call.problem)
-        if not 0 <= call.image < len(images):
+        if not 0 <= call.image < len(prompt.images):
             return Look(call=call, problem="no image")
-        if left <= 0:
-            return Look(call=call, problem=f"{self.tool.settings.max_crops} regions have been shown already")
-        size = images[call.image].size
+        if before >= settings.max_crops:
+            return Look(call=call, problem=f"{settings.max_crops} regions have been shown already")
+        size = prompt.images[call.image].size
         place, problem = self.tool.place(call.box, size)
+        if place is None:
+            return Look(call=call, problem=problem)
+        shown = stand_in(self.control, place, size, f"{self.seed}/{prompt.record.id}/{before}")
         is_whole = self._is_parity and bool(problem)
-        return Look(call=call, image=call.image, place=place, problem=problem, is_whole=is_whole)
+        return Look(call=call, image=call.image, shown=shown, problem=problem, is_whole=is_whole)
 
-    def _shown(self, prompt: Prompt, image: int, place: Box, number: int) -> Shown:
-        """What stands for crop `number` of the conversation."""
-        original = prompt.images[image]
-        box = stand_in(self.control, place, original.size, f"{self.seed}/{prompt.record.id}/{number}")
-        if self.control == "blank-crop":
-            from sightline.images import blank
+    def _pixels(self, image: ImageRef, box: Box) -> ImageRef:
+        from sightline.images import blank
 
-            return Shown(box, blank(self.tool.extent(box)))
-        return Shown(box, self.tool.pixels(box, original))
+        return blank(self.tool.extent(box)) if self.control == "blank-crop" else self.tool.pixels(box, image)
 
     def _words(self, prompt: Prompt, shown: int, problems: Sequence[str]) -> str:
         said = "".join(part for part in prompt.messages[-1].content if isinstance(part, str))
