@@ -13,6 +13,7 @@ __all__ = ["image_keys", "pack_group"]
 MAX_TOKENS = 3000
 MAX_TEXT = 12_000
 MAX_BOXES = 100
+NEAR = 8  # characters that tokens without a readable piece of their own may stand for
 
 
 def pack_group(row: Mapping[str, Any], *, map_values: int = 65_536) -> dict[str, Any]:
@@ -46,6 +47,7 @@ def _rollout(rollout: Mapping[str, Any], map_values: int) -> dict[str, Any]:
     turns = [turn for turn in rollout.get("turns") or () if isinstance(turn, dict)]
     spans = _character_spans(rollout.get("text") or "", tokens, turns)
     packed["text"] = _cut(rollout.get("text") or "")
+    packed["prefix"] = _cut((rollout.get("text") or "")[: spans[0][0]] if spans else "", 200)
     packed["boxes"] = [_box(box, spans) for box in rollout.get("boxes") or () if isinstance(box, dict)][:MAX_BOXES]
     packed["images"] = [_image(image) for image in rollout.get("images") or () if isinstance(image, dict)]
     packed["turns"] = [_turn(turn) for turn in turns]
@@ -107,9 +109,10 @@ def _character_spans(text: str, tokens: Sequence[Mapping[str, Any]], turns: Sequ
         if i and starts.get(i):
             at = max(at, text.find(starts[i], at))
         piece = token.get("text") or ""
-        end = at + len(piece) if piece and i not in inserted and text.startswith(piece, at) else at
-        spans.append((at, end))
-        at = end
+        start = text.find(piece, at, at + len(piece) + NEAR) if piece and i not in inserted else -1
+        at = max(at, start)
+        spans.append((at, at if start < 0 else at + len(piece)))
+        at = spans[-1][1]
     return spans
 
 

@@ -1,25 +1,26 @@
 // Where an advantage comes from: its parts per rollout, and the bins of box size that rollouts were compared in.
 
-const PLAIN_PARTS = /^(advantage|bin|box_area|baseline|flat|masked|no_box_\w+|bin_\d+_\w+)$/;
+const TOLD_ELSEWHERE = /^(advantage|bin|box_area|baseline|flat|masked|no_box_\w+|bin_\d+_\w+)$/;
+const TERMS = {
+  intra: ({ parts }) => `against ${binName(parts.bin)}${Number.isFinite(parts.box_area) ? `, box of ${number(100 * parts.box_area, 2)}% of the image` : ""}${Number.isFinite(parts.baseline) ? `, mean reward ${number(parts.baseline, 3)}` : ""}`,
+  inter: ({ parts }) => (parts.inter > 0 ? `${binName(parts.bin)} has the best mean reward` : parts.inter < 0 ? "another bin has the best mean reward" : "the bins do not differ"),
+};
 
 function binName(bin) {
   return bin > 0 ? `bin ${bin}` : "no box";
 }
 
+// The terms an advantage is the sum of, as bars to both sides; other parts of the credit as plain numbers.
 function partRows(rollout) {
-  const { parts } = rollout, names = Object.keys(parts).filter((name) => !PLAIN_PARTS.test(name) && Number.isFinite(parts[name]));
-  if (!names.length) return null;
-  const most = Math.max(1, ...names.map((name) => Math.abs(parts[name])));
+  const { parts } = rollout, names = Object.keys(parts).filter((name) => Number.isFinite(parts[name]));
+  const terms = names.filter((name) => name in TERMS), others = names.filter((name) => !(name in TERMS) && !TOLD_ELSEWHERE.test(name));
   const node = element("div", { class: "terms parts" });
-  for (const name of names) node.append(...partRow(name, parts[name], most, name in PART_HINTS ? PART_HINTS[name](rollout) : ""));
-  if (names.length > 1 && Number.isFinite(parts.advantage)) node.append(...partRow("advantage", parts.advantage, most, ""));
-  return node;
+  const shown = terms.length && Number.isFinite(parts.advantage) ? [...terms, "advantage"] : terms;
+  const most = Math.max(1, ...shown.map((name) => Math.abs(parts[name])));
+  for (const name of shown) node.append(...partRow(name, parts[name], most, name in TERMS ? TERMS[name](rollout) : ""));
+  if (others.length) node.append(element("span", { class: "name", text: "credit" }), element("span", { class: "others", text: others.map((name) => `${name.replaceAll("_", " ")} ${number(parts[name], 3)}`).join(" · ") }));
+  return node.childNodes.length ? node : null;
 }
-
-const PART_HINTS = {
-  intra: ({ parts }) => `against ${binName(parts.bin)}${Number.isFinite(parts.box_area) ? `, box of ${number(100 * parts.box_area, 2)}% of the image` : ""}${Number.isFinite(parts.baseline) ? `, mean reward ${number(parts.baseline, 3)}` : ""}`,
-  inter: ({ parts }) => (parts.inter > 0 ? `${binName(parts.bin)} has the best mean reward` : parts.inter < 0 ? "another bin has the best mean reward" : "the bins do not differ"),
-};
 
 function partRow(name, value, most, why) {
   const bar = element("div", { class: "bar signed" }), inner = element("i", { class: value < 0 ? "below" : "" });

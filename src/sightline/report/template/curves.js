@@ -1,5 +1,8 @@
 // Which curves stand where: held-out measures with intervals, then reward and accuracy of each stream.
 
+const AREAS = ["rollout", "credit", "probe", "policy", "loss", "update", "archive", "judge", "sample"];
+const BIN = /^credit\/[^/]+\/(no_box|bin_\d+)_(share|reward)$/;
+
 function metricLines(arms, name) {
   return arms.flatMap((arm, colour) => {
     const values = arm.curves.metrics[name];
@@ -29,6 +32,18 @@ function streamCharts(arms, sentences, kind, title) {
   }));
 }
 
+// One chart for all bins of a stream: how many rollouts fall into each, and the mean reward of each.
+function binCharts(arms, kind, title) {
+  return arms.flatMap((arm) => {
+    const found = Object.keys(arm.curves.metrics).map((name) => name.match(`^credit/([^/]+)/(no_box|bin_\\d+)_${kind}$`)).filter(Boolean);
+    return unique(found.map(([, stream]) => stream)).map((stream) => {
+      const lines = found.filter((one) => one[1] === stream).sort((a, b) => a[2].localeCompare(b[2])).flatMap(([name, , bin], colour) =>
+        metricLines([arm], name).map((line) => ({ ...line, name: bin.replaceAll("_", " "), colour })));
+      return { title: [title, stream].join(", "), note: arms.length > 1 ? arm.name : "training", sentence: `${title} of each bin of box size, 'no box' for rollouts without one.`, isShare: kind === "share", hasKeys: true, lines };
+    });
+  });
+}
+
 function buildCurves(data, pick) {
   const { arms, sentences } = data;
   const held = evaluationCharts(arms);
@@ -36,10 +51,12 @@ function buildCurves(data, pick) {
   const rich = held.filter((chart) => isHeadline(chart) && chart.lines.some((line) => line.points.length > 2)).slice(0, 1);
   const reward = streamCharts(arms, sentences, "total", "Reward");
   const accuracy = streamCharts(arms, sentences, "accuracy", "Accuracy");
-  const first = [...rich, ...reward, ...accuracy].filter((chart) => chart.lines.length);
-  const further = ["rollout", "credit", "policy", "loss", "update", "archive", "judge", "sample", "seconds"].flatMap((area) =>
-    unique(arms.flatMap((arm) => Object.keys(arm.curves.metrics))).filter((name) => name.startsWith(area + "/"))
-      .map((name) => ({ title: name, sentence: sentences[name], lines: metricLines(arms, name) })));
+  const bins = [...binCharts(arms, "share", "Occupancy"), ...binCharts(arms, "reward", "Mean reward")];
+  const first = [...rich, ...reward, ...accuracy, ...bins].filter((chart) => chart.lines.length);
+  const names = unique(arms.flatMap((arm) => Object.keys(arm.curves.metrics))).filter((name) => !name.startsWith("reward/") && !BIN.test(name));
+  const areas = unique([...AREAS, ...names.map((name) => name.split("/")[0])]);
+  const further = areas.flatMap((area) => names.filter((name) => name.startsWith(area + "/"))
+    .map((name) => ({ title: name, sentence: sentences[name], lines: metricLines(arms, name) })));
   const rest = [...first.slice(4), ...held.filter((chart) => !rich.includes(chart)), ...further].filter((chart) => chart.lines.length);
   const shown = first.slice(0, 4).map((chart) => new Chart(chart, pick));
   document.getElementById("panels").append(...shown.map((chart) => chart.node));

@@ -47,7 +47,7 @@ function bandPath(points, x, y) {
   return `M${up.join("L")}L${down.join("L")}Z`;
 }
 
-// chart: {title, sentence, isShare, lines: [{name, colour, points: [[x, y, low, high]], isExact}]}
+// chart: {title, sentence, isShare, hasKeys, lines: [{name, colour, points: [[x, y, low, high]], isExact}]}
 class Chart {
   constructor(chart, pick) {
     this.chart = chart;
@@ -56,7 +56,8 @@ class Chart {
     this.svg = shape("svg", { class: "chart", role: "img", "aria-label": chart.title });
     const title = element("div", { class: "panel-title", hint: chart.sentence }, element("b", { text: chart.title }), element("span", { text: chart.note || "" }));
     this.area = element("div", { class: "area" }, this.svg);
-    this.node = element("div", { class: "panel" }, title, this.area);
+    const keys = chart.hasKeys ? element("div", { class: "panel-keys" }, ...chart.lines.map((line) => element("span", { class: `c${line.colour % 6}` }, element("span", { class: "dot" }), document.createTextNode(line.name)))) : null;
+    this.node = element("div", { class: "panel" }, title, keys, this.area);
     this.svg.addEventListener("pointermove", (event) => this.point(event));
     this.svg.addEventListener("pointerleave", () => { this.cross.setAttribute("visibility", "hidden"); hint.hide(); });
     this.svg.addEventListener("click", (event) => { const near = this.nearest(event); if (near !== null && this.pick) this.pick(near); });

@@ -68,6 +68,7 @@ function tokenNode(rollout, i, scale, isInserted, boxIndex) {
 function tokenStrip(view, rollout, index, from, to, scale) {
   const strip = element("div", { class: "tokens" });
   const inserted = new Set(rollout.tokens.inserted);
+  if (from === 0 && rollout.prefix) strip.append(element("span", { class: "token inserted", text: rollout.prefix, hint: `${JSON.stringify(rollout.prefix)}\nforced, carries no loss` }));
   for (let i = from; i < Math.min(to, rollout.tokens.text.length); i++) {
     if (!rollout.tokens.text[i]) continue;
     const box = rollout.boxes.findIndex(({ tokens }) => tokens && tokens[0] <= i && i < tokens[1]);

@@ -56,9 +56,16 @@ function siblings(group, rollout, level) {
   return group.rollouts.filter((other) => other.stream === rollout.stream && other.branch.length > level + 1 && other.branch.slice(0, level + 1).join() === start);
 }
 
+// Where level `level` + 1 of the tree begins; a conversation that was over before it is shared as a whole.
+function forkOf(rollout, level) {
+  const { forks } = rollout;
+  return level < forks.length ? forks[level] : rollout.tokens.text.length;
+}
+
 function sharedNote(group, rollout, turn) {
-  const level = (rollout.forks || []).findIndex((fork) => turn.span[1] <= fork);
-  const count = level < 0 ? 0 : siblings(group, rollout, level).length;
+  const levels = (rollout.branch || []).slice(1).map((_, level) => level);
+  const level = levels.find((k) => turn.span[1] <= forkOf(rollout, k));
+  const count = level === undefined ? 0 : siblings(group, rollout, level).length;
   return count > 1 ? `shared by ${count} rollouts` : null;
 }
 
@@ -78,13 +85,14 @@ function branchNodes(view, own, level, leaf) {
 }
 
 function stemNode(view, entries, level) {
-  const [rollout, index] = entries[0], fork = (rollout.forks || [])[level] || 0, { text, inserted } = rollout.tokens;
+  const [rollout, index] = entries[0], fork = forkOf(rollout, level), { text, inserted } = rollout.tokens;
   const written = new Set(inserted), said = text.slice(0, fork).filter((_, i) => !written.has(i)).join("").trim();
   const crop = cropsOf(view.group, rollout).find((c) => rollout.turns[c.turn].span[1] <= fork);
   const source = crop && view.data.images[crop.image.key];
   const picture = source ? element("img", { class: `mark${crop.k % 6}`, src: source, alt: `crop ${crop.k + 1}` }) : null;
   if (picture) { picture.addEventListener("pointerenter", () => view.lightCrop(index, crop.k, true)); picture.addEventListener("pointerleave", () => view.lightCrop(index, crop.k, false)); }
-  const count = `${entries.length} rollouts share ${fork ? `${fork} tokens` : "a turn"}`;
+  const isOver = rollout.forks.length <= level;
+  const count = `${entries.length} rollouts ${isOver ? "are this one reply" : `share ${fork} tokens`}`;
   return element("div", { class: "stem", hint: said.slice(0, 600) }, element("span", { class: "index", text: rollout.branch.slice(0, level + 1).map((b) => b + 1).join("·") }),
     picture, element("span", { class: "said", text: said || "shared turn" }), element("span", { class: "note", text: count }));
 }
