@@ -21,6 +21,7 @@ READERS: Mapping[str, str] = {
     "ours": "sightline.data.readers.ours:read",
     "ivgr": "sightline.data.readers.ivgr:read",
     "grit": "sightline.data.readers.grit:read",
+    "ground_r1": "sightline.data.readers.ground_r1:read",
 }
 
 
