@@ -295,3 +295,18 @@ def test_with_one_bin_srpo_is_grpo_of_the_same_deviation() -> None:
     ours = bin_credit(found, BinConfig(bins=1))
     theirs = credit_for(found, eps=1e-4, ddof=0)
     np.testing.assert_allclose([c.parts["advantage"] for c in ours], [c.parts["advantage"] for c in theirs])
+
+
+def test_metrics_of_a_step_show_occupancy_and_both_terms() -> None:
+    from sightline.report.metrics import sentence
+    from sightline.train.health import group_metrics
+
+    scored = group([0.1, 0.1, 0.9, None], [1, 0, 3, 2])
+    found = group_metrics([replace(scored, credits=bin_credit(scored))])
+    assert found["credit/grounded/bin_1_share"] == 0.5
+    assert found["credit/grounded/bin_3_reward"] == 3
+    assert found["credit/grounded/no_box_share"] == 0.25
+    assert found["credit/grounded/inter"] > 0
+    assert found["credit/grounded/intra"] > 0
+    assert sentence("credit/grounded/bin_2_share").endswith("whose box lies in bin 2 (1: smallest).")
+    assert "credit/grounded/baseline" not in found

@@ -104,7 +104,16 @@ def _credit(parts: Sequence[Group]) -> dict[str, float | None]:
         "credit/{}/flat_groups": _mean(flat),
         "credit/{}/masked_groups": _mean([len(mask) - sum(mask) < 2 for mask in masked]),
         "credit/{}/advantage": float(np.concatenate(sizes).mean()) if any(map(len, sizes)) else None,
+        **{f"credit/{{}}/{name}": value for name, value in _credit_parts(parts).items()},
     }
+
+
+def _credit_parts(parts: Sequence[Group]) -> dict[str, float | None]:
+    """Mean size of each part of the credit over the Rollouts that have it; the parts of every method aside."""
+    found = [credit.parts for part in parts for credit in part.credits]
+    names = dict.fromkeys(name for row in found for name in row)
+    own = [name for name in names if name not in ("advantage", "baseline", "flat", "masked")]
+    return {name: _mean([abs(row[name]) for row in found if name in row]) for name in own}
 
 
 def _best_overlap(rollout: Rollout, reading: Reading) -> float:
