@@ -155,12 +155,14 @@ class Prompt:
 class NextTurn:
     """A turn of the user that a rule inserts after a reply: its images, then its text.
 
-    `boxes` tells where each image was cut out (original pixels of image 0 of the Prompt), as far as it was.
+    `boxes` tells where each image was cut out (original pixels of image 0 of the Prompt), as far as it was. `opening`
+    are words ahead of the images, such as a tag that the text closes.
     """
 
     text: str
     images: tuple[ImageRef, ...] = ()
     boxes: tuple[Box, ...] = ()
+    opening: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -130,8 +130,25 @@ def test_several_tool_calls_get_several_crops(after, shown, chart) -> None:
     assert turn.boxes == (Box(0, 0, 320, 240), Box(320, 240, 640, 480))
     assert (pixels(turn.images[1]) == pixels(chart)[240:, 320:]).all()
     assert "no four numbers" in turn.text
+    assert turn.opening.startswith("<tool_response>")
+    assert turn.text.endswith("</tool_response>")
     one = after(rule(syntax=ToolCallSyntax(), crops={"max_crops": 1}), text, asked=shown("deepeyes"))
     assert one.boxes == (Box(0, 0, 320, 240),)
+
+
+def test_the_words_of_a_tool_stand_around_its_crops(policy, chart) -> None:
+    """The ids of the user's turn: opening, image, sentence, in the chat format."""
+    from sightline.sampling.base import Request
+    from sightline.sampling.turns import Conversation
+
+    asked = prompt(Record(id="r", question="?", answer="a", images=(chart,)), "deepeyes", "deepeyes", "full")
+    call = '<tool_call>{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": [0, 0, 40, 40]}}</tool_call>'
+    ids = [*policy.tokenizer(call, add_special_tokens=False)["input_ids"], policy.eos[0]]
+    begun = Conversation.begin(policy, Request(asked, turns=rule(syntax=ToolCallSyntax()))).forked()[0]
+    talk = begun.replied(policy, ids, [0.0] * len(ids), "stop").continued(policy)
+    said = policy.tokenizer.decode(talk.pieces[-1])
+    assert said.index("<tool_response>") < said.index("<|image_pad|>") < said.index("region you asked for")
+    assert said.index("region you asked for") < said.index("</tool_response>") < said.index("assistant")
 
 
 def test_controls_take_the_same_course(after, chart) -> None:

@@ -129,10 +129,11 @@ class Conversation:
     def told(self, policy: Policy, said: NextTurn) -> Conversation:
         """After a turn of the user: its images, then its text, in the words of the chat template."""
         slots = tuple(ImageSlot(i) for i in range(len(said.images)))
-        ids = policy.encode_turn((*slots, said.text) if said.text else slots, said.images).ids
+        content = [part for part in (said.opening, *slots, said.text) if part != ""]
+        ids = policy.encode_turn(content, said.images).ids
         first = len(self.request.prompt.images) + len(self.images)
         turn = Turn(
-            role="user", span=Span(self.length, self.length + len(ids)), text=said.text,
+            role="user", span=Span(self.length, self.length + len(ids)), text=said.opening + said.text,
             images=tuple(range(first, first + len(said.images))), boxes=said.boxes,
         )  # fmt: skip
         return replace(

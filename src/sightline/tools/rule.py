@@ -72,8 +72,12 @@ class CropTurns:
         if self.control == "no-crop":
             served = list(dict.fromkeys(served))
         problems = [look.problem for look in asked if look.shown is None]
+        said = "".join(part for part in prompt.messages[-1].content if isinstance(part, str))
+        style = self.style or _style_of(said)
+        is_repeated = self.repeat_template and bool(served)
         return NextTurn(
-            text=self._words(prompt, len(served), problems),
+            opening="" if is_repeated else self.syntax.opening(style),
+            text=said if is_repeated else self.syntax.follow_up(len(served), problems, style),
             images=tuple(self._pixels(prompt.images[image], box) for image, box in served),
             # of the first image alone can a place be told
             boxes=tuple(box for _, box in served) if all(image == 0 for image, _ in served) else (),
@@ -125,12 +129,6 @@ class CropTurns:
         from sightline.images import blank
 
         return blank(self.tool.extent(box)) if self.control == "blank-crop" else self.tool.pixels(box, image)
-
-    def _words(self, prompt: Prompt, shown: int, problems: Sequence[str]) -> str:
-        said = "".join(part for part in prompt.messages[-1].content if isinstance(part, str))
-        if self.repeat_template and shown:
-            return said
-        return self.syntax.follow_up(shown, problems, self.style or _style_of(said))
 
 
 def _style_of(said: str) -> Style:

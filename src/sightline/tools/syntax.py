@@ -53,6 +53,10 @@ class Syntax(Protocol):
         """The requests of one turn, in order; empty where it asks for nothing."""
         ...
 
+    def opening(self, style: Style) -> str:
+        """The words ahead of the crops."""
+        ...
+
     def follow_up(self, shown: int, problems: Sequence[str], style: Style) -> str:
         """The words behind `shown` crops; `problems` are the reasons why requests got none."""
         ...
@@ -87,6 +91,11 @@ class BoxSyntax:
         if not self.is_parity and "box tag without box" in reading.problems:
             return (Call(problem="no four numbers in the box"),)
         return ()
+
+    def opening(self, style: Style) -> str:
+        """None: the crops come first."""
+        del style
+        return ""
 
     def follow_up(self, shown: int, problems: Sequence[str], style: Style) -> str:
         """Nothing behind a crop in the compact style; its instruction again where there is none to show.
@@ -131,18 +140,23 @@ class ToolCallSyntax:
             out.append(self._call(call, box))
         return tuple(out)
 
+    def opening(self, style: Style) -> str:
+        """The tag in which the Qwen families expect what a tool returns; none in the compact style."""
+        return "" if style == "compact" else "<tool_response>\n"
+
     def follow_up(self, shown: int, problems: Sequence[str], style: Style) -> str:
-        """As `BoxSyntax.follow_up`, in the terms of the tool.
+        """As `BoxSyntax.follow_up`, in the terms of the tool; it closes the tag of `opening`.
 
         Example:
             >>> print(ToolCallSyntax().follow_up(0, ("broken JSON",), "full"))
             No region can be shown: the call is not readable JSON.
             Think, then call the tool again, or give the final answer between <answer> and </answer>.
+            </tool_response>
         """
         if style == "compact":
             return _compact(self.template, shown)
-        wanted = "then call the tool again, or give the final answer between <answer> and </answer>."
-        return _sentences(shown, problems, f"Think, {wanted}")
+        wanted = "Think, then call the tool again, or give the final answer between <answer> and </answer>."
+        return f"{_sentences(shown, problems, wanted)}\n</tool_response>"
 
     def _call(self, call: ToolCall, box: ReadBox | None) -> Call:
         label = call.arguments.get("label", "")
