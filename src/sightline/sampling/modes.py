@@ -1,9 +1,10 @@
-"""How a question is put to a policy: textual | grounded | crops | crops+union | turns.
+"""How a question is put to a policy: textual | grounded | crops | crops+union | turns | grit.
 
 `crops` is two passes. The grounded pass localises in text; each box is cut out of the *original* image; the second
 pass answers over the original images and the crops. `crops+union` adds the least rectangle that covers all crops.
 `turns` is a conversation: the policy asks for regions, one reply after the other, until it answers. Where nothing was
-looked at and nothing answered, the textual prompt is asked instead, and the result says so.
+looked at and nothing answered, the textual prompt is asked instead, and the result says so. `grit` is one pass that
+thinks with boxes, rethinks and answers.
 
 `ask`, `eval` and the evaluation during training all call `answer`.
 """
@@ -39,7 +40,7 @@ __all__ = [
     "turn_rule",
 ]
 
-Mode = Literal["textual", "grounded", "crops", "crops+union", "turns"]
+Mode = Literal["textual", "grounded", "crops", "crops+union", "turns", "grit"]
 MODES: tuple[str, ...] = get_args(Mode)
 CROP_MODES = ("crops", "crops+union")
 FALLBACK = "no usable box: answered from the textual prompt"
@@ -130,7 +131,7 @@ def answer(
     if mode in CROP_MODES and known:
         first = [(result.rollouts[0], result.readings[0]) for result in known]
     else:
-        stream = "textual" if mode == "textual" else "grounded"
+        stream = mode if mode in ("textual", "grit") else "grounded"
         first = prompts([_prompt(record, stream, speaker) for record in records])
     results = [
         ModeResult(record=record, mode=mode, rollouts=(rollout,), readings=(reading,))
