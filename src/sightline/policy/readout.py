@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sightline.errors import UserError
+from sightline.policy.attention import Readout
 from sightline.policy.attention_rows import (
     Block,
     MapRows,
@@ -235,7 +236,7 @@ class MapReadout(_Request):
 class Readouts:
     """Several requests in one forward."""
 
-    def __init__(self, requests: Sequence[MassReadout | MapReadout]) -> None:
+    def __init__(self, requests: Sequence[Readout]) -> None:
         self.requests = tuple(requests)
 
     def observe(
