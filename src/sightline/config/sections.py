@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from sightline.tools.settings import ModeConfig
+
 __all__ = [
     "Alarms",
     "Data",
@@ -35,7 +37,7 @@ FrameName = Literal[
     "norm_1000_xywh",
     "padded_square_1",
 ]
-Mode = Literal["textual", "grounded", "crops", "crops+union"]
+Mode = Literal["textual", "grounded", "crops", "crops+union", "turns"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 
@@ -204,8 +206,9 @@ class Evaluation(Section):
     data: str | None = Field(default=None, description="records to evaluate on; null for `data.validation`")
     n: int = Field(default=512, ge=1, description="records per mode")
     modes: Annotated[tuple[Mode, ...], Field(strict=False)] = Field(
-        default=("textual", "grounded"), description="modes of inference: textual, grounded, crops, crops+union"
+        default=("textual", "grounded"), description="modes of inference: textual, grounded, crops, crops+union, turns"
     )
+    crops: ModeConfig = Field(default=ModeConfig(), description="how the crops of a mode are cut and shown")
     seed: int = Field(default=0, ge=0, lt=2**31, description="seed that chooses the records and shuffles options")
     temperature: float = Field(
         default=0.0, ge=0, le=10, description="sampling temperature; 0 takes the likeliest token"

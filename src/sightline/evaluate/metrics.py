@@ -6,7 +6,9 @@ without scene truth, `accuracy` where no rule decides and no judge is given.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sightline.evaluate.statistics import DRAWS, Estimate, mean_intervals
@@ -14,6 +16,7 @@ from sightline.evaluate.statistics import DRAWS, Estimate, mean_intervals
 if TYPE_CHECKING:
     from sightline.answers.judge import Judge
     from sightline.sampling.modes import ModeResult
+    from sightline.types import Reading
 
 __all__ = ["METRICS", "SHARES", "aggregate", "measure"]
 
@@ -24,17 +27,18 @@ METRICS: dict[str, str] = {
     "iou_union": "IoU of the union of all predicted boxes with the union of all gold boxes.",
     "iou_at_50": "Share of records whose gold boxes are met with a mean best IoU of at least 0.5.",
     "region": "Share of reasonings in words that name the right part of the image, by the truth of the scene.",
-    "format": "Share of replies that are one think block followed by one answer block.",
+    "format": "Share of replies that are one think block followed by one answer block; in a conversation every "
+    "turn before the last is one think block followed by a box or tool calls.",
     "box_rate": "Share of replies with at least one valid box.",
     "boxes": "Boxes written per reply.",
-    "tokens": "Tokens sampled per record, both passes of a crop mode together.",
+    "tokens": "Tokens sampled per record, all passes and turns together.",
     "truncated": "Share of replies cut by the token limit.",
     "unanswered": "Share of replies in which no answer was found.",
 }
 # Right or wrong per record, so that their means are shares and McNemar's test applies.
 SHARES = ("accuracy", "iou_at_50", "region", "format", "box_rate", "truncated", "unanswered")
 SCENE_TRUTH = {"objects", "targets", "level", "side"}  # keys of `meta` that a scene fills
-_BOX_MODES = ("grounded", "crops", "crops+union")
+_BOX_MODES = ("grounded", "crops", "crops+union", "turns")
 
 
 def measure(result: ModeResult, judge: Judge | None = None) -> dict[str, float]:
@@ -44,11 +48,10 @@ def measure(result: ModeResult, judge: Judge | None = None) -> dict[str, float]:
         result: what the mode returned for the record.
         judge: asked where no rule decides about the answer; without one such records have no accuracy.
     """
-    from sightline.answers.extract import final_answer
     from sightline.rewards.answer import accuracy
-    from sightline.rewards.format import think_answer_format
 
-    record, reading = result.record, result.reading
+    # what a turn asks for is not what it answers
+    record, reading = result.record, result.reading if result.answer else replace(result.reading, answer="")
     correct = accuracy(reading, record, judge=judge)
     values = {} if correct.masked else {"accuracy": correct.value}
     if result.mode in _BOX_MODES:
@@ -57,12 +60,12 @@ def measure(result: ModeResult, judge: Judge | None = None) -> dict[str, float]:
     if region is not None:
         values["region"] = region
     return values | {
-        "format": think_answer_format(reading).value,
+        "format": float(_has_form(result.reading)),
         "box_rate": float(any(found.is_valid for found in result.boxes)),
         "boxes": float(len(result.boxes)),
         "tokens": float(sum(int(rollout.sampled.sum()) for rollout in result.rollouts)),
         "truncated": float(result.rollouts[-1].finish == "length"),
-        "unanswered": float(not final_answer(reading)),
+        "unanswered": float(not result.answer),
     }
 
 
@@ -75,6 +78,32 @@ def aggregate(values: Iterable[Mapping[str, float]], *, seed: int = 0, draws: in
         names = [name for name, column in columns.items() if len(column) == length]
         found |= zip(names, mean_intervals([columns[name] for name in names], seed=seed, draws=draws), strict=True)
     return {name: found[name] for name in columns if name in found}
+
+
+def _has_form(reading: Reading) -> bool:
+    """Every turn has its form: the last thinks and answers, those before it think and ask."""
+    from sightline.rewards.format import think_answer_format
+
+    *before, last = reading.turns or (reading,)
+    return think_answer_format(last).value == 1 and all(_asks_well(turn) for turn in before)
+
+
+def _asks_well(turn: Reading) -> bool:
+    """One think block with a word in it, then one box or any number of tool calls, and nothing else."""
+    from sightline.language.sections import scan
+
+    tags = scan(turn.text, ("think", "answer", "box", "tool_call"))
+    thought, boxes, calls = (tags.blocks.get(name, ()) for name in ("think", "box", "tool_call"))
+    asked = [block for block in (*boxes, *calls) if thought and block.span.start >= thought[0].span.end]
+    if tags.opened("answer") or len(tags.opened("think")) != 1 or not thought or not asked:
+        return False
+    is_one_kind = len(asked) == 1 or all(block in calls for block in asked)
+    rest, end = turn.text[: thought[0].span.start], thought[0].span.end
+    for block in sorted(asked):
+        rest += turn.text[end : block.span.start]
+        end = block.span.end
+    has_word = re.search(r"\w", turn.text[slice(*thought[0].content)])
+    return is_one_kind and has_word is not None and not (rest + turn.text[end:]).strip()
 
 
 def _overlap(result: ModeResult) -> dict[str, float]:

@@ -218,14 +218,12 @@ def _rows(results: Sequence[ModeResult], judge: Judge | None) -> list[Evaluation
 
 
 def _row(result: ModeResult, judge: Judge | None) -> EvaluationRow:
-    from sightline.answers.extract import final_answer
-
     return EvaluationRow(
         record=result.record.id,
         mode=result.mode,
         question=result.record.question,
         reference=result.record.answer,
-        answer=final_answer(result.reading),
+        answer=result.answer,
         metrics=measure(result, judge),
         text="\n".join(reading.text for reading in result.readings),
         boxes=[[round(side, 2) for side in found.box] for found in result.boxes],

@@ -15,7 +15,7 @@ Control = Literal["none", "no-crop", "random-crop", "blank-crop"]
 
 class _Settings(BaseModel):
     # validators are built at first use: importing a method or a help page stays light
-    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class _Crops(_Settings):

@@ -53,13 +53,14 @@ class Run:
     is_best: bool = False
     history: list[Mapping[str, float]] = field(default_factory=list)
     judged: dict[str, float] = field(default_factory=dict)
+    start: Policy | None = None
 
     @property
     def stages(self) -> tuple[tuple[Stage, int], ...]:
         """The method's stages, each with the step at which it ends."""
         ends, at = [], 0
         for stage in self.method.stages():
-            at += self.recipe.train.steps if stage.steps is None else stage.steps
+            at += self._length(stage)
             ends.append((stage, at))
         return tuple(ends)
 
@@ -73,10 +74,40 @@ class Run:
         """The stage of the step that runs now."""
         return next(stage for stage, end in self.stages if self.step < end)
 
+    @property
+    def stage_start(self) -> int:
+        """The first step of the stage that runs now."""
+        return max((end for _, end in self.stages if end <= self.step), default=0)
+
+    def enter_stage(self) -> None:
+        """Tells the learner which stage the step belongs to; at its first step, a stage may begin anew."""
+        stages, stage = self.stages, self.stage
+        fresh = [0, *(end - self._length(s) for s, end in stages if s.restarts), self.steps]
+        first = max(at for at in fresh if at <= self.step)
+        self.learner.schedule(first, min(at for at in fresh if at > self.step) - first, stage.lr)
+        if stage.restarts and self.step == self.stage_start:
+            self.learner.restart()
+        if stage.anchor is None:
+            self.start = None  # no later stage needs it
+
+    def start_policy(self) -> Policy:
+        """The policy that the run started from, as it was, for stages that ask it."""
+        if self.start is None:
+            from sightline.policy.load import load_policy
+
+            self.start = _policy(self.recipe, self.method, None, load_policy)
+            self.start.model.eval().requires_grad_(False)
+        return self.start
+
+    def _length(self, stage: Stage) -> int:
+        return self.recipe.train.steps if stage.steps is None else stage.steps
+
     def context(self) -> Context:
         from sightline.methods.base import Context
 
-        return Context(judge=self.judge, archive=self.archive, frame=self.policy.frame, step=self.step)
+        return Context(
+            judge=self.judge, archive=self.archive, frame=self.policy.frame, step=self.step, pieces=self.policy.pieces
+        )
 
     def is_due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
@@ -127,7 +158,7 @@ class Run:
                 temperature=wanted.temperature,
                 max_new_tokens=wanted.max_new_tokens or self.recipe.sampling.max_new_tokens,
             ),
-            seed=wanted.seed, step=self.step, label=label, is_shown=sys.stderr.isatty(),
+            config=wanted.crops, seed=wanted.seed, step=self.step, label=label, is_shown=sys.stderr.isatty(),
         )  # fmt: skip
         write_table(result, self.folder / "evaluations" / f"step-{self.step:06d}.jsonl")
         for row in result.events():
@@ -210,14 +241,14 @@ def open_run(recipe: Recipe, folder: Path) -> Iterator[Run]:
     judge = build_judge(recipe.judge_config, run_folder=folder)
     checkpoints = Checkpoints(folder, recipe.train.keep)
     saved = checkpoints.latest()
-    policy = _policy(recipe, saved.folder if saved else None, load_policy)
+    policy = _policy(recipe, method, saved.folder if saved else None, load_policy)
     total = sum(recipe.train.steps if s.steps is None else s.steps for s in method.stages())
     learner = Learner(
         policy, recipe.optim, steps=total, temperature=recipe.sampling.temperature,
         token_budget=recipe.train.token_budget, shares=recipe.model.attention == "tree", seed=recipe.train.seed,
     )  # fmt: skip
     if method.config.objective.kl > 0:
-        learner.freeze_reference(policy if saved is None else _policy(recipe, None, load_policy))
+        learner.freeze_reference(policy if saved is None else _policy(recipe, method, None, load_policy))
     run = Run(
         recipe=recipe, folder=folder, policy=policy, method=method, learner=learner, data=data, judge=judge,
         sampler=LocalSampler(policy, rows=recipe.sampling.batch), archive=archive_for(method),
@@ -237,12 +268,19 @@ def open_run(recipe: Recipe, folder: Path) -> Iterator[Run]:
         judge.close()
 
 
-def _policy(recipe: Recipe, checkpoint: Path | None, load_policy: Any) -> Policy:
+def _policy(recipe: Recipe, method: Method, checkpoint: Path | None, load_policy: Any) -> Policy:
+    """The policy of a checkpoint, or the one to start from, with the tokens that the method's stages need."""
+    from sightline.policy.focus import add_focus_token
+
     model = recipe.model
-    return load_policy(
+    policy = load_policy(
         checkpoint or model.name, dtype=model.dtype, device=model.device, checkpointing=model.checkpointing,
         min_pixels=model.min_pixels, max_pixels=model.max_pixels,
     )  # fmt: skip
+    for stage in method.stages():
+        if stage.focus is not None:
+            add_focus_token(policy, stage.focus)
+    return policy
 
 
 def _source(recipe: Recipe, name: str, split: str, open_source: Any, **changes: Any) -> Any:
