@@ -24,11 +24,11 @@ def reference_logprobs(policy: Policy, group: Sequence[Rollout]) -> list[torch.T
     out = []
     for rollout in group:
         ids = torch.from_numpy(np.concatenate([rollout.prompt_ids, rollout.ids]))[None]
-        shown = policy.pixels.batch([(image, 0) for image in rollout.prompt.images])
-        types = (ids == policy.image_token).int()
+        shown = [policy.pixels.batch([(image, 0)]) for image in (*rollout.prompt.images, *rollout.images)]
         logits = policy.model(
-            input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=shown.pixels, image_grid_thw=shown.grids,
-            mm_token_type_ids=types,
+            input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=(ids == policy.image_token).int(),
+            pixel_values=torch.cat([v.pixels for v in shown if v.pixels is not None]),
+            image_grid_thw=torch.cat([v.grids for v in shown if v.grids is not None]),
         ).logits[0]  # fmt: skip
         start = len(rollout.prompt_ids)
         rows = torch.log_softmax(logits[start - 1 : -1] + policy.module.bias, -1)
