@@ -129,7 +129,7 @@ def test_a_page_loses_detail_of_maps_before_groups(tmp_path: Path, synthetic) ->
     assert len(page.encode()) < budget + 120_000
     tiny = page_data(RunFolder(tmp_path), groups_per_arm=60, budget=40_000)["arms"][0]
     assert len(tiny["groups"]) == 1
-    assert tiny["groups"][0]["rollouts"][0]["maps"]["all"]["rows"] == 1
+    assert tiny["groups"][0]["rollouts"][0]["maps"]["all"]["rows"] < 10
 
 
 DRIVER = """
