@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from sightline.errors import UserError
 from sightline.types import Box, ImageRef, Reading, Record, Size
 
 if TYPE_CHECKING:
@@ -176,10 +177,10 @@ def correlate(
         without: replies without a valid box, for the record.
 
     Raises:
-        ValueError: no chain, or nothing could be judged.
+        UserError: no chain, or nothing could be judged.
     """
     if not chains:
-        raise ValueError("no reply has a valid box")
+        raise UserError("no reply has a valid box, so there is nothing to correlate")
     shares, failed = [], 0
     hits: dict[str, list[float]] = {}
     for repetition in range(repetitions):
@@ -200,7 +201,7 @@ def correlate(
         failed += len(right) - len(judged)
         shares += [float(np.mean(judged))] if judged else []
     if not shares:
-        raise ValueError("the judge gave no reply that names a picture")
+        raise UserError("the judge gave no reply that names a picture", hint="check its address and model")
     return Correlation(
         mean=float(np.mean(shares)),
         deviation=float(np.std(shares, ddof=1)) if len(shares) > 1 else 0.0,
