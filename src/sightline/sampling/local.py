@@ -9,7 +9,7 @@ tree begins, the path so far is one block of keys that its branches share.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -63,10 +63,11 @@ class LocalSampler:
     Args:
         policy: the policy; its current weights are used at each call.
         rows: rows decoded together; Requests are taken whole, so a single one with more Rollouts is one batch.
+        on_token: called with the row of the batch and the id for every id as it is sampled, to show it while more come.
     """
 
-    def __init__(self, policy: Policy, *, rows: int = 512) -> None:
-        self.policy, self.rows = policy, rows
+    def __init__(self, policy: Policy, *, rows: int = 512, on_token: Callable[[int, int], None] | None = None) -> None:
+        self.policy, self.rows, self.on_token = policy, rows, on_token
 
     @torch.no_grad()
     def sample(
@@ -105,17 +106,19 @@ class LocalSampler:
             yield from ((i, c) for (_, i, _), c in zip(forked, after, strict=True) if c.is_over)
             going = [k for k, c in enumerate(after) if not c.is_over]
             waiting = [(forked[k][1], after[k]) for k in going]
-            if not waiting:
-                return
-            # the last sampled id was never fed: it is read together with the user's turn
-            segments = [
-                _Segment(
-                    np.concatenate([replies[k].ids[-1:], after[k].pending.ids]), after[k].pending.images,
-                    int(position[k]) + len(replies[k].ids) - 1,
-                )
-                for k in going
-            ]  # fmt: skip
-            front = self._read(segments, cache.standing(torch.tensor(going, device=self.policy.device)))
+            if waiting:
+                last = [int(position[k]) + len(replies[k].ids) - 1 for k in going]
+                front = self._read_on([after[k] for k in going], last, cache, going)
+
+    def _read_on(
+        self, rows: Sequence[Conversation], last: Sequence[int], cache: PrefixCache, going: Sequence[int]
+    ) -> _Front:
+        """Reads the user's turns, after the id that ended the policy's: it was sampled at `last`, and never fed."""
+        segments = [
+            _Segment(np.concatenate([c.pieces[-2][-1:], c.pending.ids]), c.pending.images, start)
+            for c, start in zip(rows, last, strict=True)
+        ]
+        return self._read(segments, cache.standing(torch.tensor(going, device=self.policy.device)))
 
     def _read(self, segments: Sequence[_Segment], chain: Sequence[Shared] = ()) -> _Front:
         """One forward over several new tokens per row, behind what stands in the chain."""
@@ -158,6 +161,8 @@ class LocalSampler:
             for row, i, lp in zip(alive, token.tolist(), logprob.tolist(), strict=True):
                 rows[row].ids.append(i)
                 rows[row].logprobs.append(lp)
+                if self.on_token is not None:
+                    self.on_token(row, i)
                 if i in self.policy.eos:
                     rows[row].finish = "stop"
             going = [k for k, row in enumerate(alive) if rows[row].finish == "length"]
