@@ -16,6 +16,7 @@ __all__ = ["METHODS", "load_method", "load_method_config", "method_class", "meth
 
 METHODS: Mapping[str, str] = MappingProxyType(
     {
+        "faithful_mr1": "sightline.methods.faithful_mr1:FaithfulMR1",
         "grit": "sightline.methods.grit:GRIT",
         "deepeyes": "sightline.methods.deepeyes:DeepEyes",
         "ground_r1": "sightline.methods.ground_r1:GroundR1",

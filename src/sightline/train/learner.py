@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,13 +14,15 @@ import torch
 from sightline.credit.weights import normalised_weights
 from sightline.policy.batch import Batch
 from sightline.policy.packing import Packer
+from sightline.probes.scoring import scoring_pass
+from sightline.probes.update import UpdateReadings
 from sightline.train.masters import MasterWeights
 from sightline.train.supervised import supervised_loss
-from sightline.types import Credit, Group, Measurement
+from sightline.types import Credit, Group
 
 if TYPE_CHECKING:
     from sightline.config.sections import Optim
-    from sightline.methods.base import Method
+    from sightline.methods.base import Method, Probe
     from sightline.objectives import LossBatch
     from sightline.policy.load import Policy
 
@@ -59,7 +61,7 @@ class Learner:
         shares: bool = True,
         seed: int = 0,
     ) -> None:
-        self.policy, self.optim, self.steps, self.seed = policy, optim, steps, seed
+        self.policy, self.optim, self.seed = policy, optim, seed
         self.temperature = temperature
         self.packer = Packer(policy, token_budget, shares=shares)
         self.weights = MasterWeights([p for p in policy.module.parameters() if p.requires_grad])
@@ -70,24 +72,24 @@ class Learner:
             lr=optim.lr, betas=optim.betas,
         )  # fmt: skip
         self.reference: torch.nn.Module | None = None
+        self.progress = 0.0
+        self.schedule(0, steps)
+
+    def schedule(self, first: int, steps: int, lr: float | None = None) -> None:
+        """The learning-rate schedule spans `steps` training steps from `first` on, up to `lr` (the recipe's)."""
+        self.first, self.steps, self.lr = first, steps, self.optim.lr if lr is None else lr
+
+    def restart(self) -> None:
+        """Forgets what the optimiser has seen."""
+        self.optimizer.state.clear()
 
     def freeze_reference(self, start: Policy) -> None:
         """Keeps a frozen copy of the weights training started from, the reference of the KL term."""
         self.reference = copy.deepcopy(start.module).eval().requires_grad_(False)
 
-    def measure(self, groups: Sequence[Group]) -> list[Group]:
-        """One packed pass without gradient: log-probs and entropies of every sampled token."""
-        out: list[Group] = list(groups)
-        with torch.no_grad():
-            for packed in self.packer.groups(groups):
-                batch = packed.batch
-                outputs = self.policy.module(batch, temperature=self.temperature, entropies=True)
-                assert outputs.entropies is not None
-                logprobs, entropies = batch.scatter(outputs.logprobs), batch.scatter(outputs.entropies)
-                for part, own, entropy in zip(packed.parts, logprobs, entropies, strict=True):
-                    seen = tuple(Measurement(logprobs=a, entropies=b) for a, b in zip(own, entropy, strict=True))
-                    out[part.group] = replace(out[part.group], measurements=seen)
-        return out
+    def measure(self, groups: Sequence[Group], probes: Sequence[Probe] = (), step: int = 0) -> list[Group]:
+        """A scoring pass without gradient: log-probs, entropies and probes of every sampled token."""
+        return scoring_pass(self.packer, groups, probes, temperature=self.temperature, key=(self.seed, step))
 
     def step(self, groups: Sequence[Group], method: Method, step: int) -> Update:
         """One rollout batch: `inner_steps x epochs` optimiser steps over minibatches of whole groups."""
@@ -96,6 +98,7 @@ class Learner:
         is_prunable = objective.kl == 0 and not _overrides_loss(method)
         parts: list[dict[str, float]] = []
         lr = self._set_lr(step)
+        self.progress = min(1.0, (step - self.first) / max(1, self.steps))
         for epoch in range(self.optim.epochs):
             for minibatch in self._minibatches(groups, step, epoch):
                 parts.append(self._optimise(minibatch, method, is_prunable))
@@ -116,16 +119,20 @@ class Learner:
         ]
         carried = [g for g in (_carrying(g, is_prunable) for g in weighted) if len(g)]
         terms: dict[str, float] = {}
+        probes, bounded = method.probes(), sum(bool(g.record.regions) for g in carried)
         self.policy.model.train()
         for packed in self.packer.groups(carried):
             members = [carried[part.group] for part in packed.parts]
-            batch = self._with_old(packed.batch.with_credit([g.credits for g in members]), members)
+            batch = _with_measured(packed.batch.with_credit([g.credits for g in members]), members)
+            batch = replace(batch, progress=self.progress)
             if self.reference is not None and objective.kl > 0:
                 with torch.no_grad():
                     batch = replace(
                         batch, reference_logprobs=self.reference(batch, temperature=self.temperature).logprobs
                     )
-            outputs = self.policy.module(batch, temperature=self.temperature, entropies=True)
+            readings = UpdateReadings(probes, self.policy, packed, bounded)
+            outputs = self.policy.module(batch, temperature=self.temperature, entropies=True, readout=readings.readout)
+            outputs = replace(outputs, maps=readings.maps())
             loss = method.loss(cast("LossBatch", batch), outputs)
             loss.total.backward()
             self.weights.collect()
@@ -144,18 +151,43 @@ class Learner:
     def imitate(self, batches: Sequence[Batch], step: int) -> Update:
         """One supervised step: the mean log-prob of all demonstrated tokens rises."""
         started = time.perf_counter()
-        lr = self._set_lr(step)
-        self.policy.model.train()
         total = sum(len(b.target) for b in batches)
         loss = 0.0
-        for batch in batches:
-            part = supervised_loss(self.policy, batch, total)
-            part.backward()
+
+        def parts() -> Iterator[torch.Tensor]:
+            nonlocal loss
+            for batch in batches:
+                part = supervised_loss(self.policy, batch, total)
+                loss += float(part.detach())
+                yield part
+
+        metrics = self.descend(parts(), step)
+        return Update(metrics={"supervised/loss": loss, **metrics}, seconds={"update": time.perf_counter() - started})
+
+    def descend(
+        self, losses: Iterable[torch.Tensor], step: int, *, lr: float | None = None, decays: bool = True
+    ) -> dict[str, float]:
+        """One optimiser step on a sum of losses, each of which is gone before the next is computed.
+
+        Args:
+            losses: one per micro-batch.
+            step: training step, for the schedule.
+            lr: learning rate in place of the schedule's.
+            decays: with weight decay.
+        """
+        rate = self._set_lr(step)
+        self.policy.model.train()
+        for loss in losses:
+            loss.backward()
             self.weights.collect()
-            loss += float(part.detach())
+        decay = [group["weight_decay"] for group in self.optimizer.param_groups]
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate if lr is None else lr
+            group["weight_decay"] *= decays
         norm = self._apply()
-        metrics = {"supervised/loss": loss, "update/grad_norm": norm, "update/lr": lr}
-        return Update(metrics=metrics, seconds={"update": time.perf_counter() - started})
+        for group, value in zip(self.optimizer.param_groups, decay, strict=True):
+            group["weight_decay"] = value
+        return {"update/grad_norm": norm, "update/lr": rate if lr is None else lr}
 
     def _apply(self) -> float:
         """Clips the gradient and takes one optimiser step; returns the norm before clipping."""
@@ -167,12 +199,6 @@ class Learner:
         self.weights.publish()
         return norm
 
-    def _with_old(self, batch: Batch, groups: Sequence[Group]) -> Batch:
-        """Old log-probs where they were measured; without them the update is strictly on-policy."""
-        if not all(g.measurements and g.measurements[0].logprobs is not None for g in groups):
-            return batch
-        return batch.with_logprobs([[m.logprobs for m in g.measurements if m.logprobs is not None] for g in groups])
-
     def _minibatches(self, groups: Sequence[Group], step: int, epoch: int) -> Iterator[list[Group]]:
         """Cuts the groups into `inner_steps` near-equal parts, whole groups each, in a seeded order."""
         if self.optim.inner_steps == 1:
@@ -183,7 +209,7 @@ class Learner:
             yield [groups[i] for i in sorted(part)]
 
     def _set_lr(self, step: int) -> float:
-        o = self.optim
+        o, step = self.optim, step - self.first
         scale = min(1.0, (step + 1) / (o.warmup_steps + 1))
         progress = min(1.0, max(0.0, (step - o.warmup_steps) / max(1, self.steps - o.warmup_steps)))
         if o.schedule == "cosine":
@@ -191,8 +217,8 @@ class Learner:
         elif o.schedule == "linear":
             scale *= 1 - progress
         for group in self.optimizer.param_groups:
-            group["lr"] = o.lr * float(scale)
-        return o.lr * float(scale)
+            group["lr"] = self.lr * float(scale)
+        return self.lr * float(scale)
 
     def state(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict(), "masters": self.weights.state()}
@@ -206,6 +232,24 @@ def _overrides_loss(method: Method) -> bool:
     from sightline.methods.base import Method
 
     return type(method).loss is not Method.loss
+
+
+def _with_measured(batch: Batch, groups: Sequence[Group]) -> Batch:
+    """Old log-probs and probes per scored token. Without old log-probs the update is strictly on-policy."""
+    if not all(g.measurements for g in groups):
+        return batch
+    seen = [g.measurements for g in groups]
+    if all(m.logprobs is not None for row in seen for m in row):
+        batch = batch.with_logprobs([[m.logprobs for m in row if m.logprobs is not None] for row in seen])
+    shapes = {name: v.shape[1:] for row in reversed(seen) for m in reversed(row) for name, v in m.probes.items()}
+    probes = {}
+    for name, axes in shapes.items():
+        values = [
+            [m.probes.get(name, np.full((len(r.ids), *axes), np.nan)) for m, r in zip(row, g.rollouts, strict=True)]
+            for row, g in zip(seen, groups, strict=True)
+        ]
+        probes[name] = batch.gather(values, axes)
+    return replace(batch, probes=probes)
 
 
 def _carrying(group: Group, is_prunable: bool) -> Group:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from sightline.train.anchoring import anchor
 from sightline.train.health import alarms, group_metrics
 from sightline.train.measure import measure
 from sightline.train.rounds import Rounds
@@ -50,7 +51,8 @@ def train(recipe: Recipe, folder: Path, reporter: Reporter) -> None:
         if run.step == 0:
             run.evaluate(reporter, "start")
         while run.step < run.steps:
-            groups, stats = imitate(run) if run.stage.kind == "supervised" else reinforce(run)
+            run.enter_stage()
+            groups, stats = learn(run)
             run.step += 1
             reporter.step(stats, groups)
             if run.is_due(recipe.train.evaluate_every) and run.step < run.steps:
@@ -61,6 +63,13 @@ def train(recipe: Recipe, folder: Path, reporter: Reporter) -> None:
             run.evaluate(reporter, "end")
             run.save(is_finished=True)
         reporter.finish()
+
+
+def learn(run: Run) -> tuple[list[Group], StepStats]:
+    """One step of the stage that runs now."""
+    if run.stage.kind == "reinforcement":
+        return reinforce(run)
+    return imitate(run) if run.stage.anchor is None else anchor(run)
 
 
 def reinforce(run: Run) -> tuple[list[Group], StepStats]:
