@@ -28,7 +28,8 @@ __all__ = ["Pair", "Seed", "build_start", "held", "mean", "pool", "report", "tra
 class Pair(NamedTuple):
     """A figure: arm `after` minus arm `before` (`start` is the common start) in one metric of one mode.
 
-    `after_mode` differs from `mode` where two modes are compared, crops against no crops say.
+    `after_mode` differs from `mode` where two modes are compared, crops against no crops say. `kind` keeps the records
+    of one data set or question type.
     """
 
     before: str
@@ -36,6 +37,7 @@ class Pair(NamedTuple):
     mode: str
     metric: str
     after_mode: str = ""
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,8 @@ def report(
 def difference(seed: Seed, pair: Pair) -> Difference:
     """One figure of one seed with its paired interval."""
     modes = {pair.mode: pair.after_mode or pair.mode}
-    found = compare(seed.tables[pair.before], seed.tables[pair.after], modes=modes).differences
+    before, after = (_of_kind(seed.tables[arm], pair.kind) for arm in (pair.before, pair.after))
+    found = compare(before, after, modes=modes).differences
     return next(iter(found.values()))[pair.metric]
 
 
@@ -127,8 +130,8 @@ def pool(seeds: Sequence[Seed], pair: Pair) -> Estimate:
     before: list[float] = []
     after: list[float] = []
     for seed in seeds:
-        left = values(seed.tables[pair.before], pair.mode, pair.metric)
-        right = values(seed.tables[pair.after], pair.after_mode or pair.mode, pair.metric)
+        left = values(_of_kind(seed.tables[pair.before], pair.kind), pair.mode, pair.metric)
+        right = values(_of_kind(seed.tables[pair.after], pair.kind), pair.after_mode or pair.mode, pair.metric)
         shared = [record for record in left if record in right]
         before += [left[r] for r in shared]
         after += [right[r] for r in shared]
@@ -143,6 +146,10 @@ def values(rows: Sequence[EvaluationRow], mode: str, metric: str) -> dict[str, f
 def mean(rows: Sequence[EvaluationRow], mode: str, metric: str) -> float:
     found = list(values(rows, mode, metric).values())
     return float(np.mean(found)) if found else float("nan")
+
+
+def _of_kind(rows: Sequence[EvaluationRow], kind: str) -> list[EvaluationRow]:
+    return [row for row in rows if not kind or row.kind == kind]
 
 
 def _levels(seeds: Sequence[Seed], levels: Mapping[str, tuple[str, str]]) -> Table:
