@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sightline.errors import SightlineError
 from sightline.types import Group, Measurement
 
 if TYPE_CHECKING:
@@ -16,18 +15,26 @@ __all__ = ["measure"]
 
 
 def measure(run: Run, groups: Sequence[Group]) -> list[Group]:
-    """Old log-probs, where the update is not strictly on-policy: the learner's own, or those recorded in sampling.
+    """What the method's probes and the update need; nothing where the update is strictly on-policy without probes.
 
-    Raises:
-        SightlineError: the method asks for probes, which no pass here measures.
+    Probes and the learner's own old log-probs come from one scoring pass. Old log-probs recorded in sampling replace
+    those of the pass where the recipe says so; an on-policy update needs none, whatever was measured.
     """
-    if run.method.probes():
-        raise SightlineError(f"{type(run.method).__name__} asks for probes, which this learner does not measure")
     how, optim = run.recipe.train.old_logprobs, run.recipe.optim
+    probes = run.method.probes()
     if how == "auto":
         how = "none" if optim.inner_steps == optim.epochs == 1 else "learner"
-    if how == "learner":
-        return run.learner.measure(groups)
+    measured = list(groups)
+    if probes or how == "learner":
+        measured = run.learner.measure(groups, probes, run.step)
     if how == "sampler":
-        return [replace(g, measurements=tuple(Measurement(logprobs=r.logprobs) for r in g.rollouts)) for g in groups]
-    return list(groups)
+        return [_as_sampled(group) for group in measured]
+    return measured
+
+
+def _as_sampled(group: Group) -> Group:
+    """The log-probs recorded in sampling, beside whatever was measured."""
+    seen = group.measurements or tuple(Measurement() for _ in group.rollouts)
+    return replace(
+        group, measurements=tuple(replace(m, logprobs=r.logprobs) for m, r in zip(seen, group.rollouts, strict=True))
+    )
