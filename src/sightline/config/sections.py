@@ -37,7 +37,7 @@ FrameName = Literal[
     "norm_1000_xywh",
     "padded_square_1",
 ]
-Mode = Literal["textual", "grounded", "crops", "crops+union", "turns"]
+Mode = Literal["textual", "grounded", "crops", "crops+union", "turns", "grit"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 
@@ -206,7 +206,8 @@ class Evaluation(Section):
     data: str | None = Field(default=None, description="records to evaluate on; null for `data.validation`")
     n: int = Field(default=512, ge=1, description="records per mode")
     modes: Annotated[tuple[Mode, ...], Field(strict=False)] = Field(
-        default=("textual", "grounded"), description="modes of inference: textual, grounded, crops, crops+union, turns"
+        default=("textual", "grounded"),
+        description="modes of inference: textual, grounded, crops, crops+union, turns, grit",
     )
     crops: ModeConfig = Field(default=ModeConfig(), description="how the crops of a mode are cut and shown")
     seed: int = Field(default=0, ge=0, lt=2**31, description="seed that chooses the records and shuffles options")

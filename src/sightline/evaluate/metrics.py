@@ -25,20 +25,24 @@ METRICS: dict[str, str] = {
     "iou": "Dual IoU: mean of the best IoU of each gold box and of each predicted box, halves of equal weight.",
     "iou_recall": "Mean over gold boxes of the best IoU with a predicted box (the mIoU of TreeBench).",
     "iou_union": "IoU of the union of all predicted boxes with the union of all gold boxes.",
+    "counts_match": "Share of counting questions whose reply writes as many boxes as there are things to count.",
     "iou_at_50": "Share of records whose gold boxes are met with a mean best IoU of at least 0.5.",
     "region": "Share of reasonings in words that name the right part of the image, by the truth of the scene.",
     "format": "Share of replies that are one think block followed by one answer block; in a conversation every "
-    "turn before the last is one think block followed by a box or tool calls.",
+    "turn before the last is one think block followed by a box or tool calls; in the mode grit a rethink block stands "
+    "before the answer.",
     "box_rate": "Share of replies with at least one valid box.",
+    "box_validity": "Share of the boxes of a reply that lie in the image with a positive area, where it writes any.",
+    "correlation": "How often a judge picks the boxes of a reasoning against random ones of the same sizes.",
     "boxes": "Boxes written per reply.",
     "tokens": "Tokens sampled per record, all passes and turns together.",
     "truncated": "Share of replies cut by the token limit.",
     "unanswered": "Share of replies in which no answer was found.",
 }
 # Right or wrong per record, so that their means are shares and McNemar's test applies.
-SHARES = ("accuracy", "iou_at_50", "region", "format", "box_rate", "truncated", "unanswered")
+SHARES = ("accuracy", "counts_match", "iou_at_50", "region", "format", "box_rate", "truncated", "unanswered")
 SCENE_TRUTH = {"objects", "targets", "level", "side"}  # keys of `meta` that a scene fills
-_BOX_MODES = ("grounded", "crops", "crops+union", "turns")
+_BOX_MODES = ("grounded", "crops", "crops+union", "turns", "grit")
 
 
 def measure(result: ModeResult, judge: Judge | None = None) -> dict[str, float]:
@@ -55,12 +59,12 @@ def measure(result: ModeResult, judge: Judge | None = None) -> dict[str, float]:
     correct = accuracy(reading, record, judge=judge)
     values = {} if correct.masked else {"accuracy": correct.value}
     if result.mode in _BOX_MODES:
-        values |= _overlap(result)
+        values |= {**_overlap(result), **_counts(result)}
     region = _region(result)
     if region is not None:
         values["region"] = region
     return values | {
-        "format": float(_has_form(result.reading)),
+        "format": float(_has_form(result.reading, result.mode)),
         "box_rate": float(any(found.is_valid for found in result.boxes)),
         "boxes": float(len(result.boxes)),
         "tokens": float(sum(int(rollout.sampled.sum()) for rollout in result.rollouts)),
@@ -80,10 +84,13 @@ def aggregate(values: Iterable[Mapping[str, float]], *, seed: int = 0, draws: in
     return {name: found[name] for name in columns if name in found}
 
 
-def _has_form(reading: Reading) -> bool:
+def _has_form(reading: Reading, mode: str) -> bool:
     """Every turn has its form: the last thinks and answers, those before it think and ask."""
     from sightline.rewards.format import think_answer_format
+    from sightline.rewards.grit import grit_format
 
+    if mode == "grit":
+        return grit_format(reading).value == 1
     *before, last = reading.turns or (reading,)
     return think_answer_format(last).value == 1 and all(_asks_well(turn) for turn in before)
 
@@ -122,12 +129,27 @@ def _overlap(result: ModeResult) -> dict[str, float]:
     }
 
 
+def _counts(result: ModeResult) -> dict[str, float]:
+    """Whether as many boxes were written as there are things to count, and how many of them are boxes at all."""
+    from sightline.rewards.counting import gold_count
+
+    gold, written = gold_count(result.record), result.boxes
+    return {
+        **({} if gold is None else {"counts_match": float(len(written) == gold)}),
+        **({"box_validity": sum(found.is_valid for found in written) / len(written)} if written else {}),
+    }
+
+
 def _region(result: ModeResult) -> float | None:
-    """Whether a reasoning in words names the right region; None in the grounded mode and without scene truth."""
+    """Whether a reasoning in words names the right region; None in the grounded mode and without scene truth.
+
+    In the mode grit the words stand in the rethink block, so the whole reply is looked through.
+    """
     if result.mode == "grounded" or not result.record.meta.keys() >= SCENE_TRUTH:
         return None
     from sightline.scenes.truth import right_region
 
     reading = result.reading
-    named = right_region(reading.text if reading.think is None else reading.think, result.record)
+    text = reading.text if reading.think is None or result.mode == "grit" else reading.think
+    named = right_region(text, result.record)
     return None if named is None else float(named)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from sightline.errors import UserError
 from sightline.evaluate.metrics import aggregate, measure
 from sightline.evaluate.progress import track
+from sightline.evaluate.sets import set_means
 from sightline.evaluate.statistics import DRAWS, Estimate
 from sightline.jsonl import read_rows
 from sightline.types import Record
@@ -63,12 +64,14 @@ class Evaluation:
     def events(self) -> Iterator[dict[str, Any]]:
         """The lines of `evaluations.jsonl`, one per mode."""
         for mode, estimates in self.estimates.items():
+            means = set_means(self.rows, mode)
             yield {
                 "step": self.step,
                 "label": self.label,
                 "mode": mode,
                 "n": sum(row.mode == mode for row in self.rows),
                 "metrics": {name: estimate.row() for name, estimate in estimates.items()},
+                **({"sets": means.row()} if len(means.counts) > 1 else {}),
                 "seconds": round(self.seconds.get(mode, 0.0), 3),
             }
 
@@ -228,6 +231,6 @@ def _row(result: ModeResult, judge: Judge | None) -> EvaluationRow:
         text="\n".join(reading.text for reading in result.readings),
         boxes=[[round(side, 2) for side in found.box] for found in result.boxes],
         crops=[list(crop.box) for crop in result.crops],
-        kind=str(result.record.meta.get("type", "")),
+        kind=str(result.record.meta.get("dataset") or result.record.meta.get("type", "")),
         note=result.note,
     )
