@@ -13,7 +13,7 @@ from tyro.conf import Positional, arg
 
 from sightline.commands.model import DEFAULT
 from sightline.errors import UserError
-from sightline.sampling.modes import CROP_MODES, Mode, ModeConfig
+from sightline.sampling.modes import MODES, ModeConfig
 from sightline.types import Record
 
 if TYPE_CHECKING:
@@ -38,8 +38,9 @@ class Ask:
     """An image file, or a .jsonl / .parquet file of records."""
     question: Positional[str] = ""
     """The question; left out for a file of records."""
-    mode: Mode = "textual"
-    """textual reasons without coordinates; grounded writes boxes; crops looks again at what it boxed."""
+    mode: Annotated[str, arg(metavar="{" + ",".join(MODES) + "}")] = "textual"
+    """textual reasons without coordinates; grounded writes boxes; crops looks again at what it boxed; turns asks for
+    one crop after the other until it answers; grit writes boxes, then thinks again."""
     model: str = DEFAULT
     """`embedded:FAMILY`, a model folder, a Hub name, or a run folder (its newest checkpoint)."""
     crops: Annotated[ModeConfig, arg(name="")] = field(default_factory=ModeConfig)
@@ -103,33 +104,19 @@ class Ask:
         return 0
 
     def _answer(self, record: Record, policy: Policy, console: Console) -> ModeResult:
-        """One answer; what the first pass of a crop mode says is printed before the second one begins."""
+        """One answer; its text appears as it is sampled, unless rows are asked for."""
         from sightline.commands.model import token_limit
-        from sightline.commands.replies import marked
+        from sightline.commands.streaming import SpokenSampler
         from sightline.sampling.base import SamplingSettings
         from sightline.sampling.local import LocalSampler
         from sightline.sampling.modes import answer
 
         limit = token_limit(policy, self.max_new_tokens)
-        settings = SamplingSettings(temperature=self.temperature, max_new_tokens=limit)
-
-        def ask(mode: str, *known: ModeResult) -> ModeResult:
-            (result,) = answer(
-                LocalSampler(policy), [record], mode, self.crops,
-                speaker=policy, settings=settings, seed=self.seed, known=known,
-            )  # fmt: skip
-            return result
-
-        if self.mode not in CROP_MODES:
-            result = ask(self.mode)
-        else:
-            first = ask("grounded")
-            console.print(marked(first.reading.text))
-            result = ask(self.mode, first)
-            for crop in result.crops:
-                name = "union" if crop.is_union else "crop"
-                console.print(f"{name} {[round(side) for side in crop.box]}", style="dim", markup=False)
-        console.print(marked(result.reading.text))
+        (result,) = answer(
+            LocalSampler(policy) if self.json else SpokenSampler(policy, console), [record], self.mode, self.crops,
+            speaker=policy, settings=SamplingSettings(temperature=self.temperature, max_new_tokens=limit),
+            seed=self.seed,
+        )  # fmt: skip
         return result
 
     def _tell(self, result: ModeResult, seconds: float, console: Console, stem: str) -> None:
@@ -144,6 +131,9 @@ class Ask:
             print(f"picture: {save_picture(result, target)}", file=sys.stderr)
 
     def _records(self) -> list[Record]:
+        """What is asked. Every mistake in the options is told before the policy is loaded."""
+        if self.mode not in MODES:
+            raise UserError(f"unknown mode {self.mode!r}", where="--mode", hint=f"one of {', '.join(MODES)}")
         if self.out is not None and self.image.suffix not in TABLES and self.out.suffix not in (".png", ".html"):
             raise UserError("a picture ends in .png or .html", where=f"--out {self.out}")
         if self.image.suffix in TABLES:

@@ -12,37 +12,20 @@ if TYPE_CHECKING:
 
     from sightline.sampling.modes import ModeResult
 
-__all__ = ["file_stems", "marked", "result_row", "save_picture", "verdict"]
-
-_BOX = re.compile(r"<box>.*?</box>", re.DOTALL)
-_TAG = re.compile(r"</?\w+>")
-
-
-def marked(text: str) -> Text:
-    """A reply with its tags dimmed and its boxes coloured; control characters are taken out.
-
-    Example:
-        >>> marked("<answer> red </answer>\\x1b[2J").plain
-        '<answer> red </answer>[2J'
-    """
-    from rich.text import Text
-
-    shown = Text("".join(c for c in text if c.isprintable() or c in "\n\t"))
-    shown.highlight_regex(_TAG, "dim")
-    shown.highlight_regex(_BOX, "cyan")
-    return shown
+__all__ = ["file_stems", "result_row", "save_picture", "verdict"]
 
 
 def verdict(result: ModeResult) -> Text:
     """The answer, the boxes in pixels of the original image, and what went differently than asked."""
     from rich.text import Text
 
-    from sightline.answers.extract import final_answer
-
-    shown = Text.assemble(("answer: ", "bold"), (final_answer(result.reading) or "none", "bold green"))
+    said = "".join(c for c in result.answer if c.isprintable() or c in "\n\t")
+    shown = Text.assemble(("answer: ", "bold"), (said or "none", "bold green"))
     for number, found in enumerate(result.boxes, start=1):
         state = "" if found.is_valid else "  (not a box inside the image)"
         shown.append(f"\nbox {number}: {[round(side, 1) for side in found.box]} px{state}", "cyan")
+    for name, crop in zip(_crop_names(result), result.crops, strict=True):
+        shown.append(f"\n{name}: {[round(side) for side in crop.box]} px", "magenta")
     if result.note:
         shown.append(f"\nnote: {result.note}", "yellow")
     return shown
@@ -50,18 +33,16 @@ def verdict(result: ModeResult) -> Text:
 
 def result_row(result: ModeResult, seconds: float) -> dict[str, Any]:
     """The result as data: boxes and crops in pixels of the original images."""
-    from sightline.answers.extract import final_answer
-
     return {
         "id": result.record.id,
         "question": result.record.question,
         "mode": result.mode,
-        "answer": final_answer(result.reading),
-        "texts": [reading.text for reading in result.readings],
+        "answer": result.answer,
+        "texts": [turn.text for reading in result.readings for turn in (reading.turns or (reading,))],
         "boxes": [
             {"box": [round(side, 2) for side in b.box], "image": b.image, "is_valid": b.is_valid} for b in result.boxes
         ],
-        "crops": [{"box": list(c.box), "image": c.image, "is_union": c.is_union} for c in result.crops],
+        "crops": [{"box": list(c.box), "image": c.image, "turn": c.turn, "is_union": c.is_union} for c in result.crops],
         "note": result.note,
         "seconds": round(seconds, 3),
     }
@@ -88,21 +69,34 @@ def file_stems(ids: Iterable[str]) -> list[str]:
 
 
 def save_picture(result: ModeResult, path: Path) -> Path:
-    """Draws boxes (solid) and crops (dashed) on the first image; `.html` also holds the texts."""
+    """Draws boxes (solid) and crops (dashed) on the first image; `.html` also holds the texts and the crops' pixels."""
     from sightline.errors import UserError
     from sightline.report.overlay import draw, html
 
     if not result.record.images:
         raise UserError("there is no image to draw on", where=f"record {result.record.id}")
     boxes = [found.box for found in result.boxes if found.is_valid and found.image == 0]
-    crops = [crop for crop in result.crops if crop.image == 0]
-    labels = [f"box {i}" for i, _ in enumerate(boxes, start=1)] + ["union" if c.is_union else "crop" for c in crops]
-    drawn = [*boxes, *(crop.box for crop in crops)]
+    crops = [(name, crop) for name, crop in zip(_crop_names(result), result.crops, strict=True) if crop.image == 0]
+    labels = [*(f"box {i}" for i, _ in enumerate(boxes, start=1)), *(name for name, _ in crops)]
+    drawn = [*boxes, *(crop.box for _, crop in crops)]
     styles = ["predicted"] * len(boxes) + ["reference"] * len(crops)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".html":
-        texts = [("question", result.record.question), *(("reply", reading.text) for reading in result.readings)]
-        path.write_text(html(result.record.images[0], drawn, labels, styles, texts=texts), encoding="utf-8")
+        replies = [turn.text for reading in result.readings for turn in (reading.turns or (reading,))]
+        texts = [("question", result.record.question), *(("reply", text) for text in replies)]
+        texts += [("answer", result.answer or "none"), *([("note", result.note)] if result.note else [])]
+        cut = [(name, crop.pixels) for name, crop in zip(_crop_names(result), result.crops, strict=True)]
+        page = html(result.record.images[0], drawn, labels, styles, texts=texts, crops=cut)
+        path.write_text(page, encoding="utf-8")
     else:
         draw(result.record.images[0], drawn, labels, styles).save(path)
     return path
+
+
+def _crop_names(result: ModeResult) -> list[str]:
+    """A short name for each crop: its number, and its image where that is not the first."""
+    names = ["union" if crop.is_union else f"crop {number}" for number, crop in enumerate(result.crops, start=1)]
+    return [
+        name if crop.image == 0 else f"{name} of image {crop.image + 1}"
+        for name, crop in zip(names, result.crops, strict=True)
+    ]

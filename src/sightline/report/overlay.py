@@ -69,14 +69,21 @@ def html(
     *,
     title: str = "sightline ask",
     texts: Sequence[tuple[str, str]] = (),
+    crops: Sequence[tuple[str, ImageRef]] = (),
 ) -> str:
-    """One HTML page, no network: the picture at its own resolution, boxes with hover texts, `texts` as (name, text)."""
+    """One HTML page, no network: the picture at its own resolution, boxes with hover texts.
+
+    Args:
+        image, boxes, labels, styles: as for `draw`.
+        title: of the page.
+        texts: (name, text) pairs above the picture.
+        crops: (label, pixels) pairs shown beside it; a crop and the box with the same label point at each other.
+    """
     from sightline.report.environment import digest, environment, source
 
     canvas = _opened(image)
-    buffer = io.BytesIO()
-    canvas.save(buffer, format="PNG")
     style = source("overlay.css")
+    anchors = {label: f"crop-{number}" for number, (label, _) in enumerate(crops, start=1)}
     shapes = [
         {
             "x": round(box.x1, 2),
@@ -85,6 +92,7 @@ def html(
             "height": round(max(box.height, 0.0), 2),
             "label": labels[i] if i < len(labels) else "",
             "style": _style(styles, i),
+            "anchor": anchors.get(labels[i], "") if i < len(labels) else "",
         }
         for i, box in enumerate(Box(*box) for box in boxes)
     ]
@@ -95,13 +103,23 @@ def html(
             title=title,
             css=style,
             css_digest=digest(style),
-            picture=base64.b64encode(buffer.getvalue()).decode(),
+            picture=_png(canvas),
             width=canvas.width,
             height=canvas.height,
             shapes=shapes,
             texts=texts,
+            crops=[
+                {"anchor": anchors[label], "label": label, "picture": _png(_opened(crop)), "size": crop.size}
+                for label, crop in crops
+            ],
         )
     )
+
+
+def _png(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _opened(image: Any) -> Image.Image:
