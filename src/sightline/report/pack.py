@@ -70,8 +70,8 @@ def _turn(turn: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tokens(tokens: Sequence[Mapping[str, Any]], turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Columns. The tokens of a user's turn (among them one for each visual cell) are shown by the turn's own text."""
-    told = [range(*turn["span"]) for turn in turns if turn.get("role") == "user" and turn.get("text")]
+    """Columns. The tokens of a user's turn (among them one for each visual cell) are told by its text and images."""
+    told = [range(*turn["span"]) for turn in turns if turn.get("role") == "user" and "text" in turn]
     texts = [_cut(token.get("text") or "", 200) for token in tokens]
     advantages = [token.get("advantage") for token in tokens]
     sampled = {a for a, token in zip(advantages, tokens, strict=True) if token.get("sampled", True)}

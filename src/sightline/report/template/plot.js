@@ -72,7 +72,7 @@ class Chart {
     const pad = (y1 - y0) * 0.06;
     y0 -= pad; y1 += pad;
     if (isShare) { y0 = Math.max(y0, 0); y1 = Math.min(y1, 1); if (y1 <= y0) { y0 = 0; y1 = 1; } }
-    const labels = niceTicks(y0, y1, 3).map((v) => this.label(v).length);
+    const labels = niceTicks(y0, y1, Math.max(3, height / 34)).map((v) => this.label(v).length);
     const left = Math.max(34, 10 + 6.2 * Math.max(...labels, 0)), right = width - 8, top = 8, bottom = height - 18;
     const x = (v) => left + ((v - x0) / (x1 - x0)) * (right - left);
     const y = (v) => bottom - ((v - y0) / (y1 - y0)) * (bottom - top);

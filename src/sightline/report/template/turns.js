@@ -86,7 +86,7 @@ function branchNodes(view, own, level, leaf) {
 
 function stemNode(view, entries, level) {
   const [rollout, index] = entries[0], fork = forkOf(rollout, level), { text, inserted } = rollout.tokens;
-  const written = new Set(inserted), said = text.slice(0, fork).filter((_, i) => !written.has(i)).join("").trim();
+  const written = new Set(inserted), said = text.slice(0, fork).filter((_, i) => !written.has(i)).join("").replace(/<\|\w+\|>/g, "").trim();
   const crop = cropsOf(view.group, rollout).find((c) => rollout.turns[c.turn].span[1] <= fork);
   const source = crop && view.data.images[crop.image.key];
   const picture = source ? element("img", { class: `mark${crop.k % 6}`, src: source, alt: `crop ${crop.k + 1}` }) : null;
