@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from sightline.commands.correlation import CorrelationOptions
 from sightline.commands.model import DEFAULT
 from sightline.errors import UserError
 from sightline.sampling.modes import Mode, ModeConfig
@@ -48,6 +49,7 @@ class Evaluate:
     max_new_tokens: int | None = None
     """Longest reply; default 64 for the embedded policy, 1024 for others."""
     crops: Annotated[ModeConfig, arg(name="")] = field(default_factory=ModeConfig)
+    correlation: CorrelationOptions = field(default_factory=CorrelationOptions)
     batch: int = 64
     """Records answered side by side."""
     device: str = "cpu"
@@ -66,6 +68,7 @@ class Evaluate:
             raise UserError("the table is JSONL; its figures are written beside it as .json", where=f"--out {self.out}")
         from sightline.commands.model import check_options, open_policy, source, token_limit
         from sightline.commands.records import held_out
+        from sightline.evaluate.correlation import with_correlation
         from sightline.evaluate.runner import evaluate, write_table
         from sightline.sampling.base import SamplingSettings
 
@@ -73,6 +76,7 @@ class Evaluate:
             temperature=self.temperature, max_new_tokens=self.max_new_tokens,
             limit=self.limit, seed=self.seed, batch=self.batch,
         )  # fmt: skip
+        self.correlation.check(self.modes)
         source(self.model)  # a mistake in the name is told before the records are made
         records = held_out(self.data, self.limit, self.seed, types=self.types)
         policy = open_policy(self.model, device=self.device, dtype=self.dtype)
@@ -84,15 +88,25 @@ class Evaluate:
             policy, records, self.modes, settings=settings, config=self.crops,
             seed=self.seed, label=self.data, batch=self.batch,
         )  # fmt: skip
+        picked = self.correlation.run(
+            evaluation, records, policy.frame, seed=self.seed, cache=path.with_suffix(".picks")
+        )
+        evaluation = with_correlation(evaluation, picked)
         write_table(evaluation, path)
         figures = self._figures(evaluation, str(path), limit, policy.frame.describe())
+        figures |= {"correlation": {mode: found.row() for mode, found in picked.items()}} if picked else {}
         path.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
         if self.json:
             print(json.dumps(figures))
             return 0
         from rich.console import Console
 
-        Console().print(estimate_table(evaluation, f"{self.model} on {self.data}, n = {len(records)}"))
+        console = Console()
+        console.print(estimate_table(evaluation, f"{self.model} on {self.data}, n = {len(records)}"))
+        for table in set_tables(evaluation):
+            console.print(table)
+        for mode, found in picked.items():
+            print(f"correlation, {mode}: {found.describe()}")
         print(f"frame: {policy.frame.describe()}\ntable: {path}")
         return 0
 
@@ -176,6 +190,32 @@ def estimate_table(evaluation: Evaluation, title: str) -> Table:
             table.add_row(f"{name} %" if scale == 100 else name, *cells)
     table.add_row("seconds", *(f"{evaluation.seconds.get(mode, 0):.1f}" for mode in evaluation.estimates))
     return table
+
+
+def set_tables(evaluation: Evaluation) -> list[Table]:
+    """Per mode the means of every data set, and both of their sums; nothing where there is one set only."""
+    from rich.table import Table
+
+    from sightline.evaluate.sets import set_means
+
+    tables = []
+    for mode in evaluation.estimates:
+        means = set_means(evaluation.rows, mode)
+        if len(means.counts) < 2:
+            continue
+        table = Table(title=f"{mode}, by data set", title_justify="left")
+        table.add_column("metric", no_wrap=True)
+        for name, count in means.counts.items():
+            table.add_column(f"{name or 'other'} ({count})", justify="right")
+        table.add_column("all records", justify="right")
+        table.add_column("mean of sets", justify="right")
+        for metric, by_set in means.sets.items():
+            scale, digits = _scale(metric)
+            values = [*(by_set.get(name) for name in means.counts), means.weighted[metric], means.plain[metric]]
+            cells = ("-" if value is None else f"{scale * value:.{digits}f}" for value in values)
+            table.add_row(f"{metric} %" if scale == 100 else metric, *cells)
+        tables.append(table)
+    return tables
 
 
 def difference_tables(comparison: Comparison) -> list[Table]:

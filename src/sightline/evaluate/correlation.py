@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -23,7 +23,7 @@ from sightline.errors import UserError
 from sightline.types import Box, ImageRef, Reading, Record, Size
 
 if TYPE_CHECKING:
-    from sightline.evaluate.runner import EvaluationRow
+    from sightline.evaluate.runner import Evaluation, EvaluationRow
     from sightline.geometry.frames import Frame
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "correlate",
     "masked_text",
     "random_boxes",
+    "with_correlation",
 ]
 
 MASK = "[box]"
@@ -211,6 +212,25 @@ def correlate(
         failed=failed,
         by_record={record: float(np.mean(values)) for record, values in hits.items()},
     )
+
+
+def with_correlation(evaluation: Evaluation, found: Mapping[str, Correlation]) -> Evaluation:
+    """The evaluation with the metric `correlation` in the rows that were judged, and its mean, mode by mode.
+
+    So tables can be compared record by record in it, as in every other metric.
+    """
+    from sightline.evaluate.metrics import METRICS
+    from sightline.evaluate.statistics import mean_interval
+
+    rows = []
+    for row in evaluation.rows:
+        value = found[row.mode].by_record.get(row.record) if row.mode in found else None
+        rows.append(row if value is None else replace(row, metrics={**row.metrics, "correlation": value}))
+    estimates = dict(evaluation.estimates)
+    for mode, one in found.items():
+        both = {**estimates[mode], "correlation": mean_interval(list(one.by_record.values()))}
+        estimates[mode] = {name: both[name] for name in METRICS if name in both}
+    return replace(evaluation, rows=tuple(rows), estimates=estimates)
 
 
 def _random(seed: int, record: str, repetition: int) -> np.random.Generator:
