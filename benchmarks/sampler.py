@@ -1,4 +1,4 @@
-"""The local sampler against `generate` of the same model: tokens per second of process CPU time.
+"""The local sampler against `generate` of the same model, and kept keys against reading a conversation anew.
 
     .venv/bin/python benchmarks/sampler.py
 
@@ -7,6 +7,12 @@ both sides. `generate` gets its inputs prepared; the sampler's time includes ren
 settings: a prompt of 51 tokens (16 of them visual) with 24 new tokens and no ends; and 256 visual tokens with replies
 that end by themselves, which random weights do at ragged lengths once enough ids count as an end. Before anything is
 timed, greedy replies and their log-probs must agree.
+
+Conversations: the same prompts with 256 visual tokens, branched 2 x 4; every turn that ends is followed by a crop of 64
+visual tokens, up to three turns. The other side is the same sampler, except that it prefills prompt, earlier turns and
+images again at every turn (each distinct image still once per forward). Both sides draw the same tokens.
+
+Every figure is a ratio of process CPU time per sampled token.
 """
 
 from __future__ import annotations
@@ -23,12 +29,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness import print_json, print_table, settle, timed
+from harness import alternating_pairs, print_json, print_table, settle, timed
 from shapes import TRL, Shape, make_prompt, make_record, write_checkpoint
 from sightline.policy.load import Policy, load_policy
 from sightline.sampling.base import Request, SamplingSettings
-from sightline.sampling.local import LocalSampler
-from sightline.types import Prompt
+from sightline.sampling.cache import PrefixCache
+from sightline.sampling.local import LocalSampler, _Front, _Segment
+from sightline.sampling.turns import Conversation
+from sightline.types import ImageRef, NextTurn, Prompt, Reading, Rollout
 
 ENDS = range(300, 420)
 """Ids that end a reply where replies end by themselves: random weights write one of them about every 18 tokens."""
@@ -61,6 +69,29 @@ class Replies:
     @property
     def tokens(self) -> int:
         return sum(len(row) for row in self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Crops:
+    """Shows the same picture after every turn but the last."""
+
+    image: ImageRef
+    turns: int = 3
+
+    def next(self, prompt: Prompt, readings: Sequence[Reading]) -> NextTurn | None:  # noqa: ARG002
+        return NextTurn("", (self.image,)) if len(readings) < self.turns else None
+
+
+class ReadsAnew(LocalSampler):
+    """Keeps no keys between turns: a conversation is prefilled whole, every row by itself."""
+
+    def _read_on(
+        self, rows: Sequence[Conversation], last: Sequence[int], cache: PrefixCache, going: Sequence[int]
+    ) -> _Front:
+        del last, cache, going
+        return self._read(
+            [_Segment(np.concatenate([c.prompt.ids, *c.pieces]), (*c.prompt.images, *c.images), 0) for c in rows]
+        )
 
 
 class Ours:
@@ -149,6 +180,43 @@ def check(ours: Ours, theirs: Generate, tokens: int) -> float:
     return float(difference)
 
 
+def converse(sampler: LocalSampler, requests: Sequence[Request], tokens: int, seed: int) -> list[Rollout]:
+    groups = sampler.sample(requests, SamplingSettings(max_new_tokens=tokens), seed=seed, step=0)
+    return [rollout for group in groups for rollout in group]
+
+
+def make_conversations(
+    folder: Path, shape: Shape, crop: int, prompts: int
+) -> tuple[LocalSampler, ReadsAnew, list[Request]]:
+    """Both samplers on one policy, and Requests branched 2 x 4 whose crops have `crop` visual tokens."""
+    write_checkpoint(folder, shape)
+    policy = load_policy(folder, min_pixels=1)
+    policy.eos = (*policy.eos, *ENDS)
+    rule = Crops(make_record(replace(shape, visual=crop), 10**6).images[0])
+    shown = [make_prompt(policy, make_record(shape, i), "textual", shape.text) for i in range(prompts)]
+    return LocalSampler(policy), ReadsAnew(policy), [Request(p, (2, 4), rule) for p in shown]
+
+
+def measure_conversations(pairs: int, prompts: int) -> tuple[list[str], float]:
+    """Row of the table and the median ratio.
+
+    Raises:
+        SystemExit: more than one conversation in twenty differs between both sides (near-ties may).
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        kept, anew, requests = make_conversations(Path(folder), replace(TRL, visual=256), 64, prompts)
+        a, b = converse(kept, requests, 48, 0), converse(anew, requests, 48, 0)
+        equal = sum(x.ids.tolist() == y.ids.tolist() for x, y in zip(a, b, strict=True))
+        if equal < 0.95 * len(a):
+            raise SystemExit(f"only {equal} of {len(a)} conversations are equal")
+        result = alternating_pairs(
+            partial(converse, kept, requests, 48, 0), partial(converse, anew, requests, 48, 0), pairs
+        )  # fmt: skip
+    turns = statistics.mean(sum(t.role == "assistant" for t in r.turns) for r in a)
+    sampled = statistics.mean(int(r.sampled.sum()) for r in a)
+    return ["256 image tokens, crops of 64", f"{turns:.1f}", f"{sampled:.1f}", *result.row()], result.ratio
+
+
 def measure(setting: Setting, pairs: int, prompts: int, n: int) -> tuple[list[str], float]:
     """Row of the table and the median ratio of tokens per second."""
     with tempfile.TemporaryDirectory() as folder:
@@ -186,6 +254,9 @@ def main() -> None:
         rows.append(row)
     header = ["prompt", "limit", "mean length", "generate tokens/s", "sampler tokens/s", "ratio", "range"]
     print_table([*header, "log-prob diff"], rows)
+    row, figures["vs_reprefill"] = measure_conversations(arguments.pairs, arguments.prompts)
+    header = ["conversations", "turns", "sampled tokens", "read anew s", "keys kept s", "ratio", "range"]
+    print_table(header, [row])
     print_json(figures)
 
 

@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 
 from harness import Pairs, print_json, print_table
-from sampler import Setting, check, make_sides
+from sampler import Setting, check, converse, make_conversations, make_sides
 from shapes import Shape, groups_of, write_checkpoint
 from sides import PaddedSide, TreeSide, agreement, bench_policy
 
@@ -69,6 +70,16 @@ def test_sampler_equals_generate(tmp_path: Path, has_ends: bool) -> None:
     assert all(len(row) == len(values) for row, values in zip(b.ids, b.logprobs, strict=True))
     if has_ends:
         assert min(len(row) for row in a.ids) < 10
+
+
+def test_kept_keys_equal_reading_anew(tmp_path: Path) -> None:
+    kept, anew, requests = make_conversations(tmp_path, TOY, 4, prompts=2)
+    a, b = converse(kept, requests, 16, 0), converse(anew, requests, 16, 0)
+    assert len(a) == 16
+    assert max(len(r.turns) for r in a) == 5
+    for x, y in zip(a, b, strict=True):
+        assert x.ids.tolist() == y.ids.tolist()
+        np.testing.assert_allclose(x.logprobs, y.logprobs, atol=1e-5)
 
 
 def test_pairs_report_the_median_ratio() -> None:

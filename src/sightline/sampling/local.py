@@ -92,7 +92,7 @@ class LocalSampler:
         """Turn by turn: rows fork where a level begins, reply together, and read what the user adds."""
         is_parking = any(c.request.turns is not None for _, c in waiting)
         front = self._read([_Segment(c.prompt.ids, c.prompt.images, 0) for _, c in waiting])
-        while waiting:
+        while True:
             forked = [(at, i, row) for at, (i, c) in enumerate(waiting) for row in c.forked()]
             rows = [row for _, _, row in forked]
             hidden, position, chain = front.at([at for at, _, _ in forked])
@@ -106,9 +106,10 @@ class LocalSampler:
             yield from ((i, c) for (_, i, _), c in zip(forked, after, strict=True) if c.is_over)
             going = [k for k, c in enumerate(after) if not c.is_over]
             waiting = [(forked[k][1], after[k]) for k in going]
-            if waiting:
-                last = [int(position[k]) + len(replies[k].ids) - 1 for k in going]
-                front = self._read_on([after[k] for k in going], last, cache, going)
+            if not waiting:
+                return
+            last = [int(position[k]) + len(replies[k].ids) - 1 for k in going]
+            front = self._read_on([after[k] for k in going], last, cache, going)
 
     def _read_on(
         self, rows: Sequence[Conversation], last: Sequence[int], cache: PrefixCache, going: Sequence[int]
