@@ -99,6 +99,7 @@ def conversation() -> tuple[Rollout, list[str]]:
         text="".join(pieces),
         finish="stop",
         turns=turns,
+        images=(image_ref(Image.new("RGB", (9, 7), "red")),),
     )
     return rollout, pieces
 

@@ -54,6 +54,11 @@ class Ask:
     """Records of a file that are asked; default all."""
     out: Path | None = None
     """Picture with the boxes drawn on it: a .png or .html file; a folder for a file of records."""
+    attention: bool = False
+    """Show where the reply looked: in the picture beside the boxes, in a .html page for every word; in the terminal
+    without --out. The layers are the last third without the final one."""
+    heads: Path | None = None
+    """With --attention, read these heads instead: a list that `sightline attention calibrate` wrote."""
     json: bool = False
     """Print one JSON object per question and nothing else."""
     show: bool = False
@@ -97,7 +102,8 @@ class Ask:
             result = self._answer(record, policy, console)
             seconds = time.perf_counter() - started
             slowest = max(slowest, seconds)
-            self._tell(result, seconds, console, stem)
+            self._tell(result, seconds, console)
+            self._show(result, policy, console, stem)
         each = "answer" if len(records) == 1 else "slowest answer"
         times = f"imports {imported - began:.2f} s, loading {loaded - imported:.2f} s, {each} {slowest:.2f} s"
         console.print(times, style="dim")
@@ -119,21 +125,33 @@ class Ask:
         )  # fmt: skip
         return result
 
-    def _tell(self, result: ModeResult, seconds: float, console: Console, stem: str) -> None:
-        from sightline.commands.replies import result_row, save_picture, verdict
+    def _tell(self, result: ModeResult, seconds: float, console: Console) -> None:
+        from sightline.commands.replies import result_row, verdict
 
         if self.json:
             print(json.dumps(result_row(result, seconds), ensure_ascii=False), flush=True)
         console.print(verdict(result))
-        if self.out is not None:
-            is_many = self.image.suffix in TABLES
-            target = self.out / f"{stem}.png" if is_many else self.out
-            print(f"picture: {save_picture(result, target)}", file=sys.stderr)
+
+    def _show(self, result: ModeResult, policy: Policy, console: Console, stem: str) -> None:
+        """The picture, with or without where the reply looked."""
+        from sightline.commands.looks import looked, looked_blocks, save_look
+        from sightline.commands.replies import save_picture
+
+        where = looked(result, policy, self.heads) if self.attention else None
+        if self.out is None:
+            if where is not None and not self.json:
+                console.print(looked_blocks(result, where))
+            return
+        target = self.out / f"{stem}.png" if self.image.suffix in TABLES else self.out
+        path = save_picture(result, target) if where is None else save_look(result, where, target)
+        print(f"picture: {path}", file=sys.stderr)
 
     def _records(self) -> list[Record]:
         """What is asked. Every mistake in the options is told before the policy is loaded."""
         if self.mode not in MODES:
             raise UserError(f"unknown mode {self.mode!r}", where="--mode", hint=f"one of {', '.join(MODES)}")
+        if self.heads is not None and not self.attention:
+            raise UserError("heads are read for --attention only", where="--heads", hint="add --attention")
         if self.out is not None and self.image.suffix not in TABLES and self.out.suffix not in (".png", ".html"):
             raise UserError("a picture ends in .png or .html", where=f"--out {self.out}")
         if self.image.suffix in TABLES:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sightline.errors import UserError
+from sightline.types import Box
 
 if TYPE_CHECKING:
     from rich.text import Text
 
     from sightline.sampling.modes import ModeResult
 
-__all__ = ["file_stems", "result_row", "save_picture", "verdict"]
+__all__ = ["Marks", "file_stems", "marks", "result_row", "save_picture", "verdict"]
 
 
 def verdict(result: ModeResult) -> Text:
@@ -68,28 +71,44 @@ def file_stems(ids: Iterable[str]) -> list[str]:
     return stems
 
 
-def save_picture(result: ModeResult, path: Path) -> Path:
-    """Draws boxes (solid) and crops (dashed) on the first image; `.html` also holds the texts and the crops' pixels."""
-    from sightline.errors import UserError
-    from sightline.report.overlay import draw, html
+class Marks(NamedTuple):
+    """What is drawn on the first image: boxes solid, crops dashed."""
 
+    boxes: list[Box]
+    labels: list[str]
+    styles: list[str]
+
+
+def marks(result: ModeResult) -> Marks:
+    """The boxes of a reply and the rectangles that were cut out, on the first image.
+
+    Raises:
+        UserError: the record has no image.
+    """
     if not result.record.images:
         raise UserError("there is no image to draw on", where=f"record {result.record.id}")
     boxes = [found.box for found in result.boxes if found.is_valid and found.image == 0]
     crops = [(name, crop) for name, crop in zip(_crop_names(result), result.crops, strict=True) if crop.image == 0]
     labels = [*(f"box {i}" for i, _ in enumerate(boxes, start=1)), *(name for name, _ in crops)]
-    drawn = [*boxes, *(crop.box for _, crop in crops)]
     styles = ["predicted"] * len(boxes) + ["reference"] * len(crops)
+    return Marks([*boxes, *(crop.box for _, crop in crops)], labels, styles)
+
+
+def save_picture(result: ModeResult, path: Path) -> Path:
+    """Draws boxes (solid) and crops (dashed) on the first image; `.html` also holds the texts and the crops' pixels."""
+    from sightline.report.overlay import draw, html
+
+    drawn = marks(result)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".html":
         replies = [turn.text for reading in result.readings for turn in (reading.turns or (reading,))]
         texts = [("question", result.record.question), *(("reply", text) for text in replies)]
         texts += [("answer", result.answer or "none"), *([("note", result.note)] if result.note else [])]
         cut = [(name, crop.pixels) for name, crop in zip(_crop_names(result), result.crops, strict=True)]
-        page = html(result.record.images[0], drawn, labels, styles, texts=texts, crops=cut)
+        page = html(result.record.images[0], *drawn, texts=texts, crops=cut)
         path.write_text(page, encoding="utf-8")
     else:
-        draw(result.record.images[0], drawn, labels, styles).save(path)
+        draw(result.record.images[0], *drawn).save(path)
     return path
 
 

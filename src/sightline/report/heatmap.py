@@ -91,6 +91,7 @@ def heat_page(
     boxes: Sequence[Box] = (),
     labels: Sequence[str] = (),
     styles: Sequence[str | Style] = (),
+    image: int = 0,
     title: str = "sightline ask",
     texts: Sequence[tuple[str, str]] = (),
 ) -> str:
@@ -101,7 +102,7 @@ def heat_page(
         weights: attention of each token of `rollout.ids` to the visual tokens of the prompt's images.
         pieces: the text of each token.
         frame: knows the grid of each image.
-        boxes, labels, styles: drawn on the first image, as for `overlay.draw`.
+        boxes, labels, styles: as for `overlay.draw`, on image number `image` of the prompt.
         title, texts: head of the page, and (name, text) lines below it.
     """
     from sightline.report.environment import digest, environment, json_block, source
@@ -117,6 +118,7 @@ def heat_page(
             {"box": [float(side) for side in box], "label": labels[i] if i < len(labels) else "", **_stroke(styles, i)}
             for i, box in enumerate(boxes)
         ],
+        "boxed": image,
         "ramp": ramp_codes(),
     }
     template = environment().get_template("look.html.jinja")
@@ -144,10 +146,19 @@ def _picture(image: ImageRef) -> dict[str, Any]:
 
 
 def _turns(rollout: Rollout) -> list[dict[str, Any]]:
-    """Tokens of the policy's turns; a turn of the user by its text."""
+    """Tokens of the policy's turns; a turn of the user by its text and the images it added."""
     if not rollout.turns:
-        return [{"role": "assistant", "span": [0, len(rollout.ids)], "text": ""}]
-    return [{"role": turn.role, "span": list(turn.span), "text": turn.text} for turn in rollout.turns]
+        return [{"role": "assistant", "span": [0, len(rollout.ids)], "text": "", "images": []}]
+    images = (*rollout.prompt.images, *rollout.images)
+    return [
+        {
+            "role": turn.role,
+            "span": list(turn.span),
+            "text": turn.text,
+            "images": [_picture(images[index]) for index in turn.images],
+        }
+        for turn in rollout.turns
+    ]
 
 
 def _stroke(styles: Sequence[str | Style], i: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ let pinned = null;
 function pictureNode({ source, width, height }, index) {
   const canvas = shape("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none" });
   const layer = new HeatLayer(data.map, index, colours);
-  for (const { box: [x1, y1, x2, y2], label, colour, width: stroke, dash } of index === 0 ? data.boxes : []) {
+  for (const { box: [x1, y1, x2, y2], label, colour, width: stroke, dash } of index === data.boxed ? data.boxes : []) {
     const at = { x: x1, y: y1, width: Math.max(0, x2 - x1), height: Math.max(0, y2 - y1) };
     canvas.append(shape("rect", { class: "halo", ...at }), shape("rect", { ...at, stroke: colour, "stroke-width": stroke, "stroke-dasharray": dash || null, hint: label || "box" }));
   }
@@ -30,7 +30,7 @@ function replyNode() {
   const sums = data.tokens.map((_, i) => { const row = mapRow(data.map, i); return row === null ? 0 : mapWeights(data.map, i).reduce((a, b) => a + b, 0); });
   const most = Math.max(1e-9, ...sums);
   return data.turns.map((turn) => {
-    if (turn.role === "user") return element("p", { class: "turn user", text: turn.text || "(an image)" });
+    if (turn.role === "user") return element("div", { class: "turn user" }, ...turn.images.map(({ source, width, height }) => element("img", { src: source, alt: `added image, ${width} × ${height} px`, hint: `added image, ${width} × ${height} px` })), document.createTextNode(turn.text));
     const node = element("div", { class: "turn" });
     for (let i = turn.span[0]; i < turn.span[1]; i++) {
       if (!data.tokens[i]) continue;
