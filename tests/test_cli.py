@@ -80,6 +80,7 @@ def test_version(capsys):
         (["train", "demo", "--optim.lr", "fast"], "expected a number"),
         (["ask", "picture.png"], "the question is missing"),
         (["ask", "nowhere.png", "What?"], "nowhere.png"),
+        (["ask", "a", "b", "--mode", "zoom"], "unknown mode 'zoom'"),
         (["ask", "picture.png", "What?", "--padding", "-1"], "--padding"),
         (["eval", "compare", "a.jsonl", "b.jsonl", "--against", "crops"], "--against needs --mode"),
         (["eval", "compare", "a.jsonl", "b.jsonl"], "a.jsonl: no such table"),
@@ -106,9 +107,7 @@ def test_bad_input_is_one_line_and_exit_code_2(words, expected, capsys, monkeypa
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    "words", [["train"], ["eval", "--limit", "many"], ["ask", "a", "b", "--mode", "zoom"], ["eval", "-x"]]
-)
+@pytest.mark.parametrize("words", [["train"], ["eval", "--limit", "many"], ["eval", "--modes", "zoom"], ["eval", "-x"]])
 def test_options_that_do_not_fit_exit_with_2(words, capsys):
     with pytest.raises(SystemExit) as end:
         main(words)
