@@ -185,6 +185,11 @@ class Train(Section):
     keep: int = Field(default=2, ge=1, description="newest checkpoints that stay on disk, beside the best")
     log_groups_every: int = Field(default=10, ge=0, description="steps between logged rollouts; 0 logs none")
     log_groups: int = Field(default=4, ge=0, description="groups written to rollouts.jsonl at a logged step")
+    log_attention: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="where the replies of logged groups look, for the page; one more pass over them. auto: where the "
+        "method measures attention or changes images",
+    )
     evaluate_every: int = Field(
         default=0, ge=0, description="steps between evaluations; 0 evaluates at start and end only"
     )

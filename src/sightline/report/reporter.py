@@ -26,7 +26,7 @@ class Reporter:
     Args:
         folder: the run folder.
         sinks: the console and the trackers. One that fails is dropped with a warning; training goes on.
-        log_every: groups are written on every step that this divides.
+        log_every: groups are written on every step that this divides, and on the first and the last; 0 writes none.
         groups_per_step: how many groups a logged step keeps, the first ones, so that nothing is hand-picked.
         writes_page: `finish` also builds `report.html` (arms leave that to the run that holds them).
     """
@@ -42,7 +42,7 @@ class Reporter:
     ) -> None:
         self.folder = Path(folder)
         self._sinks = list(sinks)
-        self._log_every, self._groups_per_step = max(1, log_every), groups_per_step
+        self._log_every, self._groups_per_step = log_every, groups_per_step
         self._writes_page = writes_page
         self._decode_piece: DecodePiece | None = None
         self._frame: Frame | None = None
@@ -75,7 +75,8 @@ class Reporter:
 
     def step(self, stats: StepStats, groups: Sequence[Group] = ()) -> None:
         """Log one step; of its groups, the first few on logged steps, the first and the last."""
-        if stats.step % self._log_every == 0 or stats.step == self._last_step or self._is_first:
+        is_end = stats.step == self._last_step or self._is_first
+        if self._log_every and (is_end or stats.step % self._log_every == 0):
             chosen = groups[: self._groups_per_step]
             self._writer.groups(stats.step, chosen, decode_piece=self._decode_piece, frame=self._frame)
         self._is_first = False

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sightline.train.anchoring import anchor
 from sightline.train.health import alarms, group_metrics
-from sightline.train.measure import measure
+from sightline.train.measure import looked, measure
 from sightline.train.rounds import Rounds
 from sightline.train.run import Run, gather, open_run, sample
 from sightline.train.scoring import credit, score
@@ -85,8 +85,10 @@ def reinforce(run: Run) -> tuple[list[Group], StepStats]:
         with rounds.timed("score"):
             groups = score(method, groups, run.context())
         rounds.add(credit(method, groups, mask_truncated=recipe.train.mask_truncated))
+    with rounds.timed("measure"):
+        shown = looked(run, rounds.groups)
     update = run.learner.step(rounds.groups, method, run.step)
-    return rounds.groups, step_stats(run, rounds, update)
+    return shown, step_stats(run, rounds, update)
 
 
 def step_stats(run: Run, rounds: Rounds, update: Update) -> StepStats:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from sightline.probes.look import LOOK
 from sightline.types import Group, Measurement
 
 if TYPE_CHECKING:
     from sightline.train.run import Run
 
-__all__ = ["measure"]
+__all__ = ["looked", "measure"]
 
 
 def measure(run: Run, groups: Sequence[Group]) -> list[Group]:
@@ -30,6 +31,30 @@ def measure(run: Run, groups: Sequence[Group]) -> list[Group]:
     if how == "sampler":
         return [_as_sampled(group) for group in measured]
     return measured
+
+
+def looked(run: Run, groups: Sequence[Group]) -> list[Group]:
+    """The groups as the report shows them: those it keeps of a logged step also tell where their replies looked.
+
+    A pass of its own over those few, before the update; what the update reads stays as it is.
+    """
+    train = run.recipe.train
+    is_wanted = train.log_attention == "always" or (train.log_attention == "auto" and bool(run.method.probes()))
+    if not (is_wanted and train.log_groups_every):
+        return list(groups)
+    if run.step % train.log_groups_every and run.step != run.steps - 1:
+        return list(groups)
+    shown = groups[: train.log_groups]
+    bare = [replace(group, measurements=()) for group in shown]
+    seen = run.learner.measure(bare, (replace(LOOK, name="attention"),), run.step) if bare else []
+    return [*(_with_maps(group, maps) for group, maps in zip(shown, seen, strict=True)), *groups[train.log_groups :]]
+
+
+def _with_maps(group: Group, seen: Group) -> Group:
+    """The group's own measurements, and the maps of a later pass that it has none of."""
+    own = group.measurements or tuple(Measurement() for _ in group.rollouts)
+    pairs = zip(own, seen.measurements, strict=True)
+    return replace(group, measurements=tuple(replace(m, maps={**later.maps, **m.maps}) for m, later in pairs))
 
 
 def _as_sampled(group: Group) -> Group:
