@@ -85,3 +85,22 @@ def relative_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) 
     assert a.keys() == b.keys()
     top = sum(float((a[n] - b[n]).square().sum()) for n in a) ** 0.5
     return top / sum(float(b[n].square().sum()) for n in b) ** 0.5
+
+
+def padded_inputs(policy: Policy, group: Sequence[Rollout], side: str) -> dict[str, Any]:
+    """The stock call's inputs for several Rollouts as padded rows, images repeated per row."""
+    rows = [np.concatenate([r.prompt_ids, r.ids]) for r in group]
+    width = max(len(r) for r in rows)
+    ids = np.full((len(rows), width), policy.pad)
+    mask = np.zeros((len(rows), width), np.int64)
+    for i, row in enumerate(rows):
+        span = slice(width - len(row), None) if side == "left" else slice(len(row))
+        ids[i, span], mask[i, span] = row, 1
+    shown = [policy.pixels.batch([(image, 0) for image in r.prompt.images]) for r in group]
+    given = torch.from_numpy(ids)
+    return {
+        "input_ids": given, "attention_mask": torch.from_numpy(mask),
+        "mm_token_type_ids": (given == policy.image_token).int(),
+        "pixel_values": torch.cat([v.pixels for v in shown if v.pixels is not None]),
+        "image_grid_thw": torch.cat([v.grids for v in shown if v.grids is not None]),
+    }  # fmt: skip

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sightline.policy.attention import tree_inputs
+from sightline.policy.readout import MapReadout, Readouts
 
 if TYPE_CHECKING:
     from sightline.policy.adapter import ModelAdapter
@@ -145,6 +146,8 @@ class PolicyModule(nn.Module):
         if readout is not None:
             trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.model.parameters())
             readout.complete(trains)
+            if trains and isinstance(readout, MapReadout | Readouts) and self._is_sharded():
+                readout.pass_through(states)
         if stops_at is not None:
             return Outputs(states.new_empty(0))
         rows = states.reshape(-1, states.shape[-1])[batch.predictor]
@@ -154,6 +157,11 @@ class PolicyModule(nn.Module):
             found = [against.between(self.scores(b, temperature), self.scores(a, temperature)) for a, b in parts]
             out = replace(out, divergence=torch.cat(found))
         return replace(out, hidden=rows) if hidden else out
+
+    def _is_sharded(self) -> bool:
+        from torch.distributed.fsdp import FSDPModule
+
+        return any(isinstance(m, FSDPModule) for m in self.modules())
 
     def _score(self, rows: Tensor, target: Tensor, temperature: float, entropies: bool) -> Outputs:
         def block(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ pass; what was written first stays. Only non-reentrant checkpointing keeps a map
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -225,12 +226,34 @@ class MapReadout(_Request):
         if needs_grad:
             self.require_grad()
 
+    def pass_through(self, hidden: Tensor) -> None:
+        """Lets the maps' gradient also reach the last hidden states, as zeros (see `Through`)."""
+        self.found = {n: Through.apply(m, hidden) for n, m in self.found.items()}  # type: ignore[misc]
+
     def _to(self, device: torch.device) -> None:
         super()._to(device)
         self.keys = self.keys.to(device)
 
     def _plan(self, rule: Rule, has_lse: bool) -> list[Block]:  # noqa: ARG002
         return map_blocks(rule, self.rows, self.keys, self._tokens, CHUNK)
+
+
+class Through(torch.autograd.Function):
+    """A map as it is, whose gradient also sends zeros into the hidden states.
+
+    Sharded layers gather their parameters when a gradient reaches their output. A loss on a layer's attention alone
+    never does: it enters in the middle of the layer, whose parameters have been freed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, map: Tensor, hidden: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.like = hidden.shape, hidden.dtype, hidden.device
+        return map.view_as(map)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        shape, dtype, device = ctx.like
+        return grad, torch.zeros(shape, dtype=dtype, device=device)
 
 
 class Readouts:
@@ -248,3 +271,8 @@ class Readouts:
     def complete(self, needs_grad: bool) -> None:
         for request in self.requests:
             request.complete(needs_grad)
+
+    def pass_through(self, hidden: Tensor) -> None:
+        for request in self.requests:
+            if isinstance(request, MapReadout | Readouts):
+                request.pass_through(hidden)
