@@ -14,7 +14,8 @@ from sightline.train.run import open_run
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "stream"), [("grpo", "textual"), ("treevgr", "grounded"), ("ivgr", "grounded"), ("ivgr", "textual")]
+    ("method", "stream"),
+    [("grpo", "textual"), ("treevgr", "grounded"), ("ivgr", "grounded"), ("ivgr", "textual"), ("grit", "grit")],
 )
 def test_reward_rises_on_a_fixed_batch(tmp_path: Path, method: str, stream: str) -> None:
     recipe = load_recipe(
