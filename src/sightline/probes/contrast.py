@@ -134,7 +134,8 @@ class ContrastPass:
             for place, rollout in zip(part.places, part.rollouts, strict=True):
                 draft = drafts.rows[part.group][place]
                 has_images = bool(rollout.prompt.images or rollout.images)
-                if probe.name not in draft.probes and not has_images and draft.logprobs is not None:
+                applies = not probe.intervention.is_regional or bool(rollout.record.regions)
+                if probe.name not in draft.probes and applies and not has_images and draft.logprobs is not None:
                     draft.probes[probe.name] = np.stack([draft.logprobs] * probe.draws, 1)
                     if probe.divergence is not None:
                         draft.probes[f"{probe.name}/{probe.divergence}"] = np.zeros((len(rollout.ids), 1), np.float32)
