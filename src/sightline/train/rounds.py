@@ -53,7 +53,7 @@ class Rounds:
         seen = {g.record.id for g in (*self._kept, *self._flat)}
         for group in groups:
             self._sampled += len(group)
-            self._tokens += sum(len(r.ids) for r in group.rollouts)
+            self._tokens += sum(int(r.sampled.sum()) for r in group.rollouts)
             if group.record.id in seen:
                 continue
             is_kept = self.extra == 0 or carries_signal(group)
