@@ -118,8 +118,8 @@ class FaithfulMR1Config(MethodConfig):
         reads = self.score.attend_to == "focus_map" or self.reward.anchor_coef_rl > 0
         if reads and self.focus.mode != "forced":
             raise ValueError("score.attend_to: focus_map and reward.anchor_coef_rl need focus.mode: forced")
-        if self.reward.anchor_coef_rl and (self.anchor.normalise == "norm_then_mean" or self.anchor.sink_exclude):
-            raise ValueError("reward.anchor_coef_rl reads one mean map: no anchor.normalise: norm_then_mean, no sinks")
+        if self.reward.anchor_coef_rl and self.anchor.sink_exclude:
+            raise ValueError("reward.anchor_coef_rl knows no anchor.sink_exclude")
         if self.reward.anchor_coef_rl and self.anchor.target not in ("coverage", "binary"):
             raise ValueError("reward.anchor_coef_rl needs anchor.target coverage or binary")
         return self
@@ -203,13 +203,12 @@ class FaithfulMR1(Method[FaithfulMR1Config]):
     def loss(self, batch: LossBatch, outputs: LossOutputs) -> Loss:
         from sightline.objectives import Loss, anchor_losses, cover_target, policy_loss
 
-        base, anchor, weight = policy_loss(batch, outputs, self.config.objective), self.config.anchor, 0.0
-        weight = self.config.reward.anchor_coef_rl
-        if not weight:
+        base, anchor = policy_loss(batch, outputs, self.config.objective), self.config.anchor
+        seen, weight = outputs.maps.get("focus"), self.config.reward.anchor_coef_rl
+        if not weight or seen is None:
             return base
-        seen = outputs.maps["focus"]
         losses = anchor_losses(
-            seen.values[None], cover_target(seen.region, seen.is_visual, anchor.smooth), seen.is_visual,
+            seen.values, cover_target(seen.region, seen.is_visual, anchor.smooth), seen.is_visual,
             loss=anchor.loss, normalise=anchor.normalise, region=seen.region > 0,
         )  # fmt: skip
         anchoring = weight * (seen.weight * losses).sum()
