@@ -210,3 +210,21 @@ def test_every_reply_scores_within_its_range(world: Any, parts: list[str]) -> No
     for preset, low, high in (("paper", 0, 3.1), ("release", -0.5, 4.1)):
         found = scored(world, grit(preset=preset), counted(world), text, "")
         assert all(low <= s.total <= high + 1e-9 for s in found.scores)
+
+
+def test_logged_rollouts_score_as_they_did(world: Any, tmp_path: Path) -> None:
+    """A run's log keeps what the terms go by: the data set, and which tokens repeat."""
+    from sightline.commands.logged import read_groups
+    from sightline.report.rows import group_row
+
+    loop = FULL.replace("two", "so it is and so it is and " * 6)
+    texts = (FULL, loop)
+    method = grit(preset="release")
+    group = scored(world, method, counted(world), *texts)
+    rollouts = tuple(replace(r, ids=r.ids % 8) for r in group.rollouts)
+    group = score(method, [replace(group, rollouts=rollouts)], world.context(), workers=1)[0]
+    path = tmp_path / "rollouts.jsonl"
+    path.write_text(json.dumps(group_row(0, group, decode_piece=lambda i: f"p{i}", frame=world.frame)) + "\n")
+    logged = next(iter(read_groups(path, world.frame))).group
+    assert score(method, [logged], world.context(), workers=1)[0].scores == group.scores
+    assert group.scores[1].terms["repetition"].value < group.scores[0].terms["repetition"].value

@@ -48,6 +48,10 @@ class LoggedRow(BaseModel):
     """Fields of a Frame; default the one the command names."""
     tokens: int = Field(default=1, ge=1)
     """Length of the reply in tokens, where credit depends on it."""
+    pieces: tuple[str, ...] = ()
+    """What each token adds to the reply, where a reward looks for repeated tokens; default: no token repeats."""
+    meta: dict[str, Any] = Field(default_factory=dict)
+    """What rewards go by row by row: `dataset`, `type`, `aliases` of the record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +118,8 @@ def _flat(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
             "boxes": [region["box"] for region in record["regions"] if not region.get("image")],
             "frame": values.get("frame"),
             "tokens": max(1, len(rollout.get("tokens") or ())),
+            "pieces": [token["text"] for token in rollout.get("tokens") or ()],
+            "meta": record.get("meta") or {},
         }
 
 
@@ -135,6 +141,7 @@ def _group(rows: Sequence[LoggedRow], frame: Frame) -> Group:
         answer=str(first.answer),
         answer_kind=first.answer_kind,
         options=first.options,
+        meta=first.meta,
         images=tuple(ImageRef(size=size, digest=f"{first.record}/{i}") for i, size in enumerate(sizes)),
         regions=tuple(Region(box=Box(*box)) for box in first.boxes if box is not None),
     )
@@ -148,15 +155,17 @@ def _group(rows: Sequence[LoggedRow], frame: Frame) -> Group:
 
 
 def _rollout(row: LoggedRow, record: Record, branch: int) -> Rollout:
-    """The rollout as far as a log tells: its ids and log-probs are not in it."""
+    """The rollout as far as a log tells: its log-probs are not in it, and equal pieces stand for equal ids."""
     prompt = Prompt(record=record, stream=row.stream, messages=(), images=record.images)
+    numbers = {piece: number for number, piece in enumerate(dict.fromkeys(row.pieces))}
+    ids = [numbers[piece] for piece in row.pieces] if row.pieces else range(row.tokens)
     return Rollout(
         prompt=prompt,
         branch=(branch,),
         prompt_ids=np.zeros(0, dtype=np.int64),
-        ids=np.zeros(row.tokens, dtype=np.int64),
-        sampled=np.ones(row.tokens, dtype=bool),
-        logprobs=np.zeros(row.tokens, dtype=np.float32),
+        ids=np.array(ids, dtype=np.int64),
+        sampled=np.ones(len(ids), dtype=bool),
+        logprobs=np.zeros(len(ids), dtype=np.float32),
         text=row.text,
         finish=row.finish,
     )

@@ -84,6 +84,7 @@ def _record(record: Record) -> dict:
         "options": list(record.options),
         "regions": [{"box": list(r.box), "label": r.label, "role": r.role, "image": r.image} for r in record.regions],
         "images": [image_row(image) for image in record.images],
+        "meta": {key: record.meta[key] for key in ("dataset", "type", "aliases") if key in record.meta},
     }
 
 
