@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,14 @@ def test_a_file_of_records(scenes, capsys, tmp_path) -> None:
     assert shown.count("answer: ") == 2
     assert "slowest answer" in shown
     assert told.count("picture: ") == len(list((tmp_path / "out").glob("*.png"))) == 2
+
+
+@pytest.mark.parametrize(("mode", "limit"), [("textual", 1.5), ("crops", 2.5), ("turns", 2.5)])
+def test_loading_and_answering_take_little_time(scene, capsys, mode, limit) -> None:
+    image, question = scene
+    began = time.process_time()
+    asked([str(image), question, "--mode", mode], capsys)
+    assert time.process_time() - began < limit
 
 
 def test_no_box_falls_back_with_a_note(scene, capsys) -> None:
