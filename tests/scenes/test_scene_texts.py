@@ -9,6 +9,7 @@ from sightline.geometry.boxes import iou
 from sightline.geometry.frames import Frame
 from sightline.language.parse import read, strict_read
 from sightline.scenes import claims, record_at, right_region
+from sightline.scenes.model import lattice
 from sightline.scenes.questions import TYPES
 from sightline.scenes.texts import FORMATS, reply
 from sightline.scenes.truth import true_share
@@ -23,7 +24,7 @@ def written(record, style: str) -> tuple[str, ...]:
 @pytest.mark.parametrize("style", FORMATS)
 @pytest.mark.parametrize("kind", TYPES)
 def test_every_reply_is_true(style: str, kind: str) -> None:
-    if style in ("ground_r1", "crops") and kind != "mark":
+    if style in ("ground_r1", "deepeyes", "crops") and kind != "mark":
         pytest.skip("crops are shown for marks only")
     for index in range(40):
         record = record_at("hard", "test", 0, index, (kind,))
@@ -34,10 +35,10 @@ def test_every_reply_is_true(style: str, kind: str) -> None:
         assert all(claim.holds for turn in turns for claim in claims(turn, record))
         if style in ("textual", "crops") and record.regions:
             assert right_region(last, record) is True
-        if style in ("grounded", "grit", "ground_r1") and record.regions:
+        if style in ("grounded", "grit", "ground_r1", "deepeyes") and record.regions:
             found = [b for turn in turns for b in read(turn, FRAME, [i.size for i in record.images]).boxes]
             assert len(found) == len(record.regions)
-            assert all(max(iou(b.box, r.box) for r in record.regions) > 0.9 for b in found)
+            assert all(max(iou(b.box, r.box) for r in record.regions) > 0.85 for b in found)
 
 
 def test_the_release_reads_a_grounded_reply() -> None:
@@ -45,7 +46,20 @@ def test_the_release_reads_a_grounded_reply() -> None:
     (text,) = written(record, "grounded")
     strict = strict_read(text)
     assert strict.is_formatted
-    assert [tuple(b) for b in strict.boxes] == [FRAME.write(record.regions[0].box, record.images[0].size)]
+    exact = FRAME.write(record.regions[0].box, record.images[0].size)
+    assert all(abs(a - b) <= 6 for a, b in zip(strict.boxes[0], exact, strict=True))
+
+
+@pytest.mark.parametrize("style", ["grounded", "grit", "ground_r1", "deepeyes"])
+def test_boxes_are_written_in_the_numbers_the_policy_knows(style: str) -> None:
+    """One number per pixel of the view; others have never been a target and would cost most of the loss."""
+    known = set(lattice("qwen3_vl"))
+    for index in range(40):
+        record = record_at("zoom", "test", 0, index)
+        turns = written(record, style)
+        boxes = [b for turn in turns for b in read(turn, FRAME, [i.size for i in record.images]).boxes]
+        assert boxes
+        assert all(set(b.written) <= known for b in boxes)
 
 
 def target(record) -> dict:
