@@ -118,6 +118,7 @@ def test_no_box_falls_back_with_a_note(scene, capsys) -> None:
     image, question = scene
     _, shown, _ = asked([str(image), question, "--mode", "turns", "--max-new-tokens", "3"], capsys)
     assert "note: no usable box: answered from the textual prompt" in shown
+    assert "no usable box, asked again in words" in shown
 
 
 @pytest.mark.parametrize(

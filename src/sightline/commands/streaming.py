@@ -63,7 +63,7 @@ class Ink:
 
 
 class SpokenSampler:
-    """The local sampler, one Request at a time, whose replies appear as they are sampled.
+    """The local sampler for one question, whose replies appear as they are sampled.
 
     Args:
         policy: the policy; its current weights are used.
@@ -77,6 +77,7 @@ class SpokenSampler:
         self._sampler = LocalSampler(policy, on_token=self._heard)
         self._ink = Ink(console)
         self._bytes = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._has_asked = False
 
     def sample(
         self, requests: Sequence[Request], settings: SamplingSettings, *, seed: int, step: int
@@ -84,9 +85,7 @@ class SpokenSampler:
         """As `LocalSampler.sample`; the Requests are asked one after the other."""
         rollouts = []
         for request in requests:
-            for image in request.prompt.images:
-                if image not in request.prompt.record.images:
-                    self._tell(f"crop, {image.size.width} x {image.size.height} px")
+            self._introduce(request.prompt)
             heard = request if request.turns is None else replace(request, turns=_Told(request.turns, self))
             rollouts += self._sampler.sample([heard], settings, seed=seed, step=step)
             if rollouts[-1][-1].finish == "length":
@@ -100,6 +99,15 @@ class SpokenSampler:
             self._tell(f"crop{place}, {image.size.width} x {image.size.height} px")
         if not turn.images:
             self._tell(turn.text.strip())
+
+    def _introduce(self, prompt: Prompt) -> None:
+        """Says what a further pass over the same question shows."""
+        for image in prompt.images:
+            if image not in prompt.record.images:
+                self._tell(f"crop, {image.size.width} x {image.size.height} px")
+        if self._has_asked and prompt.stream == "textual":
+            self._tell("no usable box, asked again in words")
+        self._has_asked = True
 
     def _heard(self, row: int, token: int) -> None:
         del row  # there is one
