@@ -60,7 +60,9 @@ class LikelihoodPass:
             logprobs = policy.module(packed.batch, temperature=temperature).logprobs
             for part, own in zip(packed.parts, packed.batch.scatter(logprobs), strict=True):
                 for (place, cut), values in zip(places[part.group], own, strict=True):
-                    drafts.rows[part.group][place].probes[self.probe.name][cut] = values.mean()
+                    answer = drafts.groups[part.group].record.answer
+                    mean = values[-len(_ids(policy, answer)) :].mean()
+                    drafts.rows[part.group][place].probes[self.probe.name][cut] = mean
 
     def _paths(self, group: Group) -> Iterator[tuple[tuple[int, int], Path]]:
         """((place in the group, cut), path) for every cut of every Rollout."""
