@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sightline.policy.load import Policy
     from sightline.train.run import Run
 
-__all__ = ["LessonBatch", "anchor", "anchor_loss", "lesson_batches"]
+__all__ = ["LessonBatch", "anchor", "anchor_loss", "lesson_batches", "with_rows"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +83,7 @@ def lesson_batches(policy: Policy, lessons: Sequence[Lesson], token_budget: int)
         batch = collate(
             [[trees[i] for i in row] for row in rows], policy.pixels, pad=policy.pad, device=policy.device
         )  # fmt: skip
-        found.append(_with_rows(batch, [[lessons[i] for i in row] for row in rows]))
+        found.append(with_rows(batch, [[lessons[i] for i in row] for row in rows]))
     return found
 
 
@@ -148,7 +148,7 @@ def _losses(
         yield loss
 
 
-def _with_rows(batch: Batch, rows: Sequence[Sequence[Lesson]]) -> LessonBatch:
+def with_rows(batch: Batch, rows: Sequence[Sequence[Lesson]]) -> LessonBatch:
     """Where the supervised rows and their keys stand in the layout of a batch: a tree of one path is the path."""
     shape = (len(rows), max(len(row) for row in rows))
     visual = max(sum(len(lesson.visual) for lesson in row) for row in rows)

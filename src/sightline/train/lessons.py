@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sightline.policy.load import Policy
     from sightline.train.run import Run
 
-__all__ = ["Lesson", "Lessons", "lessons_of"]
+__all__ = ["Lesson", "Lessons", "lesson", "lessons_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +74,7 @@ def lessons_of(run: Run, records: Sequence[Record], config: AnchorConfig, focus:
         "anchor/too_large": float(len(boxed) - len(kept)),
         "anchor/without_reply": float(sum(text is None for text in texts)),
     }
-    found = (_lesson(run.policy, p, text, config, focus) for p, text in zip(asked, texts, strict=True))
+    found = (lesson(run.policy, p, text, config, focus) for p, text in zip(asked, texts, strict=True))
     return Lessons(lessons=tuple(found), counts=counts)
 
 
@@ -95,7 +95,16 @@ def _distilled(run: Run, asked: Sequence[Prompt], attempts: int) -> list[str | N
     return found
 
 
-def _lesson(policy: Policy, asked: Prompt, text: str | None, config: AnchorConfig, focus: FocusConfig) -> Lesson:
+def lesson(policy: Policy, asked: Prompt, text: str | None, config: AnchorConfig, focus: FocusConfig) -> Lesson:
+    """What one prompt teaches.
+
+    Args:
+        policy: whose tokenizer and grid are used.
+        asked: the prompt with the token as its forced prefix; its record has regions.
+        text: the reply behind the token; None for none.
+        config: shape of the target, and what is said.
+        focus: the token, and whether the policy writes it.
+    """
     rollout = _taught(policy, asked, text, config, focus)
     token, prompt = token_id(policy, focus.text), len(rollout.prompt_ids)
     places = np.flatnonzero(np.concatenate([rollout.prompt_ids, rollout.ids]) == token)
