@@ -87,7 +87,7 @@ def test_every_method_of_the_table_loads_and_its_config_returns(name) -> None:
     ("raw", "said"),
     [
         ({"name": "ivgrr"}, "method.name: unknown method 'ivgrr' (did you mean 'ivgr'?)"),
-        ({}, "method.name: a method needs a name (one of grpo, ivgr, treevgr)"),
+        ({}, f"method.name: a method needs a name (one of {', '.join(METHODS)})"),
         ({"name": "grpo", "preset": "paper"}, "method.preset: unknown key 'preset'"),
         ({"name": "ivgr", "preset": "papr"}, "did you mean 'paper'?"),
         ({"name": "ivgr", "archiv": {}}, "method.archiv: unknown key 'archiv' (did you mean 'archive'?)"),
