@@ -110,7 +110,8 @@ class Contrast:
     """The log-probs of the same tokens where the images are changed: `probes[name]`, (tokens,) or (tokens, draws).
 
     The change is drawn once per Record and step and shared by all Rollouts of the Record. An intervention on regions
-    gives nothing for a Record without regions. `measurement.images[name]` holds the images of the first draw.
+    gives nothing for a Record without regions. `measurement.images[name]` holds the images of the first draw (none
+    for `text_only`, the unchanged ones for `attn_block`), and marks the probe as a contrast.
 
     Attributes:
         intervention: what is done to the images.

@@ -85,11 +85,13 @@ class ContrastPass:
         if what.is_regional and not record.regions:
             return None
         if what.kind == "attn_block":
-            return Draw([self._blocked(p) for p in _by_prompt(part, self.packer)], {}, ())
+            blocked = [self._blocked(p) for p in _by_prompt(part, self.packer)]
+            return Draw(blocked, {}, tuple(r.prompt.images for r in part.rollouts))
         if what.kind == "text_only":
             bare = [without_images(r, policy) for r in part.rollouts]
             tree = self.packer.of(part.group, part.places, [rollout for rollout, _ in bare])
-            return Draw([tree], {p: kept for p, (_, kept) in zip(part.places, bare, strict=True)}, ())
+            kept = {place: own for place, (_, own) in zip(part.places, bare, strict=True)}
+            return Draw([tree], kept, tuple(() for _ in bare))
         key = (*self.key, record.id, number)
         rollouts = changed_rollouts(part.rollouts, policy.frame, what, key, self.others)
         images = tuple(r.prompt.images for r in rollouts)
@@ -124,8 +126,9 @@ class ContrastPass:
     def _images(self, drafts: Drafts, packed: Packed, draws: dict[int, Draw | None]) -> None:
         for part in packed.parts:
             draw = draws[part.group]
-            for place, images in zip(part.places, draw.images if draw is not None else (), strict=False):
-                drafts.rows[part.group][place].images[self.probe.name] = images
+            if draw is not None:
+                for place, images in zip(part.places, draw.images, strict=True):
+                    drafts.rows[part.group][place].images[self.probe.name] = images
 
     def _finish(self, drafts: Drafts, packed: Packed) -> None:
         """One column instead of a table of one; the mean divergence; without images nothing changes."""
@@ -137,6 +140,7 @@ class ContrastPass:
                 applies = not probe.intervention.is_regional or bool(rollout.record.regions)
                 if probe.name not in draft.probes and applies and not has_images and draft.logprobs is not None:
                     draft.probes[probe.name] = np.stack([draft.logprobs] * probe.draws, 1)
+                    draft.images[probe.name] = ()
                     if probe.divergence is not None:
                         draft.probes[f"{probe.name}/{probe.divergence}"] = np.zeros((len(rollout.ids), 1), np.float32)
                 if probe.name in draft.probes and probe.draws == 1:
