@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import get_args
 
 import numpy as np
 import pytest
 
+from sightline.config import sections
 from sightline.errors import UserError
 from sightline.geometry.frames import Frame
 from sightline.images import image_ref
 from sightline.sampling.base import SamplingSettings
-from sightline.sampling.modes import FALLBACK, ModeConfig, answer, plan_crops
+from sightline.sampling.modes import FALLBACK, MODES, ModeConfig, answer, plan_crops
 from sightline.types import Box, ReadBox, Record, Rollout, Size, Span
 
 SETTINGS = SamplingSettings(temperature=0.0, max_new_tokens=32)
@@ -196,6 +198,10 @@ def test_answers_are_reused_where_the_same_crops_come_out():
     assert [r.reading.answer for r in union] == ["t", "c2", "c4"]
     assert [r.reading for r in union] == [r.reading for r in ask(speaks, "crops+union", records=records)]
     assert {r.mode for r in union} == {"crops+union"}
+
+
+def test_recipes_know_every_mode():
+    assert get_args(sections.Mode) == MODES
 
 
 def test_an_unknown_mode_names_the_known_ones():

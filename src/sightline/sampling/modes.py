@@ -123,27 +123,31 @@ def answer(
         groups = sampler.sample(requests, settings, seed=seed, step=step)
         return [(group[0], _read(group[0], speaker)) for group in groups]
 
-    def prompts(shown: Sequence[Prompt]) -> list[_Pass]:
-        return one_pass([Request(prompt) for prompt in shown])
-
     if mode == "turns":
         return _conversations(records, config, speaker, seed, one_pass)
     if mode in CROP_MODES and known:
         first = [(result.rollouts[0], result.readings[0]) for result in known]
     else:
         stream = mode if mode in ("textual", "grit") else "grounded"
-        first = prompts([_prompt(record, stream, speaker) for record in records])
+        first = one_pass([Request(_prompt(record, stream, speaker)) for record in records])
     results = [
         ModeResult(record=record, mode=mode, rollouts=(rollout,), readings=(reading,))
         for record, (rollout, reading) in zip(records, first, strict=True)
     ]
-    if mode not in CROP_MODES:
-        return results
+    return _looked_again(results, known, config, speaker, seed, one_pass) if mode in CROP_MODES else results
+
+
+def _looked_again(
+    results: Sequence[ModeResult], known: Sequence[ModeResult], config: ModeConfig, speaker: Speaker, seed: int,
+    one_pass: _Sampled,
+) -> list[ModeResult]:  # fmt: skip
+    """The second pass of a crop mode; what `known` has seen already is taken over."""
+    from sightline.sampling.base import Request
+
     results = [_look_closer(result, config, seed) for result in results]
     same = {i for i, (result, other) in enumerate(zip(results, known, strict=False)) if _shows_the_same(result, other)}
-    fresh = iter(
-        prompts([_second_prompt(result, config, speaker) for i, result in enumerate(results) if i not in same])
-    )
+    asked = [_second_prompt(result, config, speaker) for i, result in enumerate(results) if i not in same]
+    fresh = iter(one_pass([Request(prompt) for prompt in asked]))
     second = [(known[i].rollouts[1], known[i].readings[1]) if i in same else next(fresh) for i in range(len(results))]
     return [_with_pass(result, later) for result, later in zip(results, second, strict=True)]
 
