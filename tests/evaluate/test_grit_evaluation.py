@@ -52,6 +52,19 @@ class TestMetrics:
             assert "iou_union" not in found
             assert "box_validity" not in found
 
+    def test_grounding_iou_is_of_unions(self) -> None:
+        """Two boxes that overlap and cover the gold box together are as good as one; none are worth 0."""
+        record = record_at("hard", "test", 0, 0)
+        size, gold = record.images[0].size, record.regions[0].box
+        third = gold.width / 3
+        parts = (gold._replace(x2=gold.x2 - third), gold._replace(x1=gold.x1 + third))
+        texts = [f"<think> [{','.join(map(str, FRAME.write(box, size)))}] " for box in parts]
+        whole = ",".join(map(str, FRAME.write(gold, size)))
+        both, one = (measure(result(record, text))["iou_union"] for text in ("".join(texts), f"<think> [{whole}] "))
+        assert both == pytest.approx(one, abs=0.02)
+        assert one > 0.95
+        assert measure(result(record, "<think> none "))["iou_union"] == 0
+
     def test_a_box_too_many(self) -> None:
         record = next(r for r in COUNTS if r.answer == "2")
         text = true_reply(record).replace("</think>", ' {"bbox_2d": [5, 5, 5, 5]}.</think>')
