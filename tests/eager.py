@@ -11,7 +11,8 @@ import torch
 
 from conftest import make_record
 from sightline.language.prompts import prompt
-from sightline.policy.attention import NAME
+from sightline.policy.attention import NAME, dense_mask
+from sightline.policy.batch import Batch, collate
 from sightline.policy.load import Policy
 from sightline.policy.tree import Tree, build_tree, rollout_path
 from sightline.types import Rollout
@@ -104,3 +105,35 @@ def padded_inputs(policy: Policy, group: Sequence[Rollout], side: str) -> dict[s
         "pixel_values": torch.cat([v.pixels for v in shown if v.pixels is not None]),
         "image_grid_thw": torch.cat([v.grids for v in shown if v.grids is not None]),
     }  # fmt: skip
+
+
+def dense_attention(policy: Policy, batch: Batch) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Matrices (rows, heads, tokens, tokens) of every layer under the dense mask of the tree, and the log-probs."""
+    assert batch.pixels is not None
+    assert batch.grids is not None
+    visual = (policy.adapter.vision(batch.pixels, batch.grids), batch.visual_at, batch.visual_from)
+    mask = dense_mask(batch.end, next(policy.model.parameters()).dtype)
+    found: list[torch.Tensor] = []
+    layers = [m for n, m in policy.model.named_modules() if n.endswith("self_attn") and "language" in n]
+    handles = [layer.register_forward_hook(lambda _, __, out: found.append(out[1])) for layer in layers]
+    with eager(policy):
+        hidden = policy.adapter.text(batch.ids, batch.positions, mask, visual)
+    for handle in handles:
+        handle.remove()
+    rows = policy.module.scores(hidden.reshape(-1, hidden.shape[-1])[batch.predictor])
+    return found, torch.log_softmax(rows, -1).gather(-1, batch.target[:, None])[:, 0]
+
+
+def batch_of(policy: Policy, seed: int = 0) -> Batch:
+    """One tree of eight Rollouts."""
+    return collate([[tree_of(policy, rollouts(policy, seed))]], policy.pixels, pad=policy.pad)
+
+
+def visual_keys(policy: Policy, batch: Batch) -> torch.Tensor:
+    return torch.nonzero(batch.ids[0] == policy.image_token)[None, :, 0]
+
+
+def anchoring(maps: Sequence[torch.Tensor]) -> torch.Tensor:
+    """A loss on maps of several layers that no symmetry makes flat: minus the log of a weighted mass."""
+    weights = torch.linspace(0, 1, maps[0].shape[-1], dtype=maps[0].dtype)
+    return -torch.stack([(m @ weights).log().mean() for m in maps]).sum()

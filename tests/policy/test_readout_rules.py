@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from eager import gradients, relative_difference, rollouts, tree_of
+from eager import batch_of, gradients, relative_difference, visual_keys
 from sightline.errors import UserError
 from sightline.policy.attention import TreeAttention, TreeLayout, attention, dense_mask
 from sightline.policy.attention_rows import MapRows, head_groups, map_blocks, rows_of
-from sightline.policy.batch import Batch, collate
+from sightline.policy.batch import Batch
 from sightline.policy.load import Policy
 from sightline.policy.readout import MapReadout, MassReadout, Readouts, resolve_layers
 
@@ -210,14 +210,9 @@ def test_saved_bytes_stay_below_the_rows(has_lse: bool) -> None:
     assert 0 < held <= 1.1 * layer.rows.numel() * HEADS * layer.tokens * 4
 
 
-def batch_of(policy: Policy) -> Batch:
-    return collate([[tree_of(policy, rollouts(policy))]], policy.pixels, pad=policy.pad)
-
-
 def map_of(policy: Policy, batch: Batch, layers: list[int]) -> MapReadout:
     """The rows that predict the replies, on all visual tokens."""
-    visual = torch.nonzero(batch.ids[0] == policy.image_token)[:, 0]
-    return MapReadout(batch.predictor[None], visual[None], layers)
+    return MapReadout(batch.predictor[None], visual_keys(policy, batch), layers)
 
 
 @pytest.mark.parametrize("layer", [0, 1])

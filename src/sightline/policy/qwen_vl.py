@@ -22,14 +22,16 @@ class QwenVL:
     """`ModelAdapter` for both families on stock transformers classes.
 
     Calls the inner models directly, so that positions and masks are ours (computed at collation, without per-sample
-    loops on the device) and each image is encoded once however many tokens refer to it.
+    loops on the device) and each image is encoded once however many tokens refer to it. A model that is wrapped for
+    LoRA trains through its wrapper and runs by the stock model inside.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model
+        self._stock: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self.family: str = self.model.config.model_type
         self.convention: Literal["absolute", "relative_1000"] = FAMILIES[self.family]
-        switch_attention(self.model)
+        switch_attention(self._stock)
 
     def placeholders(self) -> tuple[int, tuple[int, ...]]:
         config = self.model.config
@@ -38,7 +40,7 @@ class QwenVL:
         return config.image_token_id, tuple(sorted(banned))
 
     def vision(self, pixels: Float[Tensor, "patches patch_width"], grids: Int[Tensor, "images 3"]) -> Vision:
-        tower = self.model.model.visual
+        tower = self._stock.model.visual
         out = tower(pixels.type(tower.dtype), grid_thw=grids.to(pixels.device), return_dict=True)
         return Vision(out.pooler_output, tuple(getattr(out, "deepstack_features", None) or ()))
 
@@ -51,7 +53,7 @@ class QwenVL:
         stops_at: int | None = None,
         **kwargs: Any,
     ) -> Float[Tensor, "rows tokens width"]:
-        language = self.model.model.language_model
+        language = self._stock.model.language_model
         embeds = language.embed_tokens(ids)
         if visual is not None:
             vision, at, source = visual
@@ -70,7 +72,7 @@ class QwenVL:
         return out.last_hidden_state
 
     def logits(self, hidden: Float[Tensor, "scored width"]) -> Float[Tensor, "scored vocab"]:
-        return self.model.lm_head(hidden)
+        return self._stock.lm_head(hidden)
 
 
 @contextmanager
