@@ -75,7 +75,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("anchor/records", "Records whose region the step taught."),
     Metric("anchor/without_regions", "Records of the step left out because they have no gold region."),
     Metric("anchor/too_large", "Records of the step left out because their regions cover too much of the image."),
-    Metric("anchor/without_reply", "Records of the step that teach attention alone, since no reply of theirs was right."),
+    Metric("anchor/without_reply", "Lessons of the step without a reply to learn; only their attention is taught."),
     Metric("anchor/{name}", "'{name}' of Anchoring."),
     Metric("loss/total", "The minimised value: clipped surrogate plus the weighted penalties."),
     Metric("loss/policy", "Clipped surrogate, sign turned so that lower is better."),

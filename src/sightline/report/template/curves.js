@@ -1,7 +1,7 @@
 // Which curves stand where: held-out measures with intervals, then reward and accuracy of each stream.
 
-const AREAS = ["rollout", "credit", "probe", "policy", "loss", "update", "archive", "judge", "sample"];
-const BIN = /^credit\/[^/]+\/(no_box|bin_\d+)_(share|reward)$/;
+const AREAS = ["rollout", "credit", "probe", "anchor", "policy", "loss", "update", "archive", "judge", "sample"];
+const CHARTED = /^(credit\/[^/]+\/(no_box|bin_\d+)_(share|reward)|probe\/[^/]+\/.+_region|anchor\/region_mass)$/;
 
 function metricLines(arms, name) {
   return arms.flatMap((arm, colour) => {
@@ -44,6 +44,15 @@ function binCharts(arms, kind, title) {
   });
 }
 
+// How much of the attention falls on the gold regions: where it is taught, and where it is only measured.
+function regionCharts(arms, sentences) {
+  const names = unique(arms.flatMap((arm) => Object.keys(arm.curves.metrics)));
+  const measured = names.map((name) => name.match("^probe/([^/]+)/(.+)_region$")).filter(Boolean)
+    .map(([name, stream, probe]) => ({ name, title: `${probe} on the region, ${stream}` }));
+  const taught = names.includes("anchor/region_mass") ? [{ name: "anchor/region_mass", title: "Attention on the region, Anchoring" }] : [];
+  return [...taught, ...measured].map(({ name, title }) => ({ title: title[0].toUpperCase() + title.slice(1), note: "training", sentence: sentences[name], isShare: true, lines: metricLines(arms, name) }));
+}
+
 function buildCurves(data, pick) {
   const { arms, sentences } = data;
   const held = evaluationCharts(arms);
@@ -52,8 +61,9 @@ function buildCurves(data, pick) {
   const reward = streamCharts(arms, sentences, "total", "Reward");
   const accuracy = streamCharts(arms, sentences, "accuracy", "Accuracy");
   const bins = [...binCharts(arms, "share", "Occupancy"), ...binCharts(arms, "reward", "Mean reward")];
-  const first = [...rich, ...reward, ...accuracy, ...bins].filter((chart) => chart.lines.length);
-  const names = unique(arms.flatMap((arm) => Object.keys(arm.curves.metrics))).filter((name) => !name.startsWith("reward/") && !BIN.test(name));
+  const regions = regionCharts(arms, sentences);
+  const first = [...rich, ...reward, ...accuracy, ...bins, ...regions].filter((chart) => chart.lines.length);
+  const names = unique(arms.flatMap((arm) => Object.keys(arm.curves.metrics))).filter((name) => !name.startsWith("reward/") && !CHARTED.test(name));
   const areas = unique([...AREAS, ...names.map((name) => name.split("/")[0])]);
   const further = areas.flatMap((area) => names.filter((name) => name.startsWith(area + "/"))
     .map((name) => ({ title: name, sentence: sentences[name], lines: metricLines(arms, name) })));
