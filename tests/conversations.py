@@ -12,7 +12,7 @@ from sightline.sampling.base import Request, SamplingSettings
 from sightline.sampling.local import LocalSampler
 from sightline.types import Box, NextTurn, Prompt, Reading, Rollout
 
-SETTINGS = SamplingSettings(temperature=0.8, max_new_tokens=24)
+SETTINGS = SamplingSettings(temperature=0.8, max_new_tokens=16)
 SIZES = ((40, 40), (33, 71), (96, 20), (1, 40))
 
 

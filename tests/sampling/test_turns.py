@@ -189,7 +189,7 @@ added = st.builds(
 replied = st.tuples(st.lists(st.integers(256, 1100), max_size=5), st.sampled_from(["stop", "stop", "stop", "length"]))
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     branches=st.lists(st.integers(1, 3), min_size=1, max_size=3).map(tuple),
     rule=st.none() | st.lists(st.none() | added, max_size=4).map(lambda said: Drawn(tuple(said))),
