@@ -33,7 +33,8 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "sft": {"method": {"cold_start": 10}, "train": {"steps": 0}, "optim": {"lr": 2e-5}},
 }
 SIZES = (20, 200, 2000)
-SCALING = {"steps": 100, "n": 8}  # 100 steps of 20 records draw each of 2,000 triplets once
+# 100 steps of 20 records draw each of 2,000 triplets once
+SCALING = {"train": {"steps": 100}, "optim": {"lr": 1e-4}, "method": {"streams": {"grit": {"n": 8}}}}
 PANELS = {"grounded accuracy": "accuracy", "grounding IoU": "iou_union", "correlation": "correlation"}
 LEVELS = {
     "accuracy": ("grit", "accuracy"),
@@ -141,8 +142,7 @@ def with_correlation(
 
 def scaling(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Trains on more and more triplets for the same number of steps, and draws what comes of it."""
-    steps = SCALING["steps"] if args.steps is None else args.steps
-    arm = {"train": {"steps": steps}, "method": {"streams": {"grit": {"n": SCALING["n"]}}}}
+    arm = SCALING if args.steps is None else {**SCALING, "train": {"steps": args.steps}}
     merged = []
     for seed in args.seeds:
         runs = [
