@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_VALUES", "pack_map", "region_target", "thinned", "unpack_map"]
 
-MAX_VALUES = 262_144
-"""Values of one map that a row keeps; of more, runs of rows are averaged."""
+MAX_VALUES = 65_536
+"""Values of one map that a row keeps, as many as a page shows at best; of more, runs of rows are averaged."""
 
 
 def pack_map(
