@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from sightline.commands.correlation import CorrelationOptions
+from sightline.commands.faithfulness import FaithfulnessOptions, curve_line, faithfulness_table
 from sightline.commands.model import DEFAULT
 from sightline.errors import UserError
 from sightline.sampling.modes import Mode, ModeConfig
@@ -50,6 +51,7 @@ class Evaluate:
     """Longest reply; default 64 for the embedded policy, 1024 for others."""
     crops: Annotated[ModeConfig, arg(name="")] = field(default_factory=ModeConfig)
     correlation: CorrelationOptions = field(default_factory=CorrelationOptions)
+    faithful: Annotated[FaithfulnessOptions, arg(name="")] = field(default_factory=FaithfulnessOptions)
     batch: int = 64
     """Records answered side by side."""
     device: str = "cpu"
@@ -77,6 +79,7 @@ class Evaluate:
             limit=self.limit, seed=self.seed, batch=self.batch,
         )  # fmt: skip
         self.correlation.check(self.modes)
+        self.faithful.check()
         source(self.model)  # a mistake in the name is told before the records are made
         records = held_out(self.data, self.limit, self.seed, types=self.types)
         policy = open_policy(self.model, device=self.device, dtype=self.dtype)
@@ -92,9 +95,13 @@ class Evaluate:
             evaluation, records, policy.frame, seed=self.seed, cache=path.with_suffix(".picks")
         )
         evaluation = with_correlation(evaluation, picked)
+        faithful = self.faithful.run(
+            policy, records, self.modes, settings=settings, config=self.crops, seed=self.seed, batch=self.batch
+        )
         write_table(evaluation, path)
         figures = self._figures(evaluation, str(path), limit, policy.frame.describe())
         figures |= {"correlation": {mode: found.row() for mode, found in picked.items()}} if picked else {}
+        figures |= {"faithfulness": {mode: found.row() for mode, found in faithful.items()}} if faithful else {}
         path.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
         if self.json:
             print(json.dumps(figures))
@@ -107,6 +114,10 @@ class Evaluate:
             console.print(table)
         for mode, found in picked.items():
             print(f"correlation, {mode}: {found.describe()}")
+        if faithful:
+            console.print(faithfulness_table(faithful))
+        for mode, found in faithful.items():
+            print(curve_line(mode, found))
         print(f"frame: {policy.frame.describe()}\ntable: {path}")
         return 0
 
