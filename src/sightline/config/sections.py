@@ -222,6 +222,11 @@ class Evaluation(Section):
     max_new_tokens: int | None = Field(
         default=None, ge=1, description="longest reply in tokens; null for `sampling.max_new_tokens`"
     )
+    faithfulness: bool = Field(
+        default=False,
+        description="also measure whether replies use the evidence: accuracy with the regions filled against as much "
+        "elsewhere, dependence on the image, attention; three times more answers",
+    )
 
 
 class Track(Section):

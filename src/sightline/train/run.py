@@ -146,22 +146,27 @@ class Run:
 
     def evaluate(self, reporter: Reporter, label: str) -> None:
         """Held-out metrics of every mode of the recipe, greedy unless it says otherwise."""
+        from sightline.evaluate.faithfulness import faithfulness
         from sightline.evaluate.runner import evaluate, write_table
         from sightline.sampling.base import SamplingSettings
 
         wanted = self.recipe.evaluation
         if not self.evaluation_records:
             return
-        result = evaluate(
-            self.policy, self.evaluation_records, wanted.modes, sampler=self.sampler, judge=self.judge,
-            settings=SamplingSettings(
+        asked: dict[str, Any] = {
+            "sampler": self.sampler, "judge": self.judge, "config": wanted.crops, "seed": wanted.seed,
+            "is_shown": sys.stderr.isatty(),
+            "settings": SamplingSettings(
                 temperature=wanted.temperature,
                 max_new_tokens=wanted.max_new_tokens or self.recipe.sampling.max_new_tokens,
             ),
-            config=wanted.crops, seed=wanted.seed, step=self.step, label=label, is_shown=sys.stderr.isatty(),
-        )  # fmt: skip
+        }  # fmt: skip
+        result = evaluate(self.policy, self.evaluation_records, wanted.modes, step=self.step, label=label, **asked)
         write_table(result, self.folder / "evaluations" / f"step-{self.step:06d}.jsonl")
         for row in result.events():
+            if wanted.faithfulness:
+                found = faithfulness(self.policy, self.evaluation_records, row["mode"], **asked)
+                row["faithfulness"] = found.row()
             reporter.evaluation(row)
         accuracy = result.estimates[wanted.modes[0]].get("accuracy")
         self.is_best = self.step > 0 and accuracy is not None and accuracy.mean > self.best
