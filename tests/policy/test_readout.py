@@ -89,7 +89,9 @@ def test_equals_eager_single_sequences(policy: Policy, layout: list[list[int]], 
             want, got = matrix[..., visual], again.maps[layer][row][:, slots][..., columns]
             weight = torch.randn(want.shape, generator=generator)
             pairs.append(((got * weight).sum(), (want * weight).sum()))
+    first = dict(again.maps)
     (ours + 30 * torch.stack([a for a, _ in pairs]).sum()).backward()
+    assert all(again.maps[n] is first[n] for n in case.layers)  # recomputation wrote nothing
     policy.model.activation_checkpointing_disable()
     policy.model.eval()
     found = gradients(policy)

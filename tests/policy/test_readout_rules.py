@@ -146,7 +146,7 @@ def test_chosen_heads_come_in_the_given_order_and_enter_the_mean() -> None:
 
 
 def test_keys_are_shared_by_consecutive_heads() -> None:
-    groups = head_groups([6, 1, 0, 7], fold=4)
+    groups = head_groups([6, 1, 0, 7], 4, torch.device("cpu"))
     assert [g.key for g in groups] == [1, 0]
     assert groups[0].places.tolist() == [0, 3]  # type: ignore[union-attr]
     assert groups[1].places == slice(1, 3)
@@ -164,7 +164,7 @@ def test_gradient_of_maps_in_double_precision(has_lse: bool) -> None:
         s = 0.7 * query @ key.repeat_interleave(2, 1).mT + dense_mask(layout.end, torch.float64)
         lse = rows_of(torch.logsumexp(s, -1).detach(), rows, range(4)) if has_lse else None
         chosen = rows_of(query, rows, range(4))
-        return MapRows.apply(chosen, key, lse, blocks, head_groups(range(4), 2), 0.7, 4)  # type: ignore[return-value]
+        return MapRows.apply(chosen, key, lse, blocks, head_groups(range(4), 2, query.device), 0.7, 4)  # type: ignore[return-value]
 
     assert torch.autograd.gradcheck(maps, (query, key))
 
@@ -285,6 +285,8 @@ def test_what_cannot_be_read_is_refused() -> None:
         request.observe(0, layer.query[:, :, -1:], layer.key, None, SCALE)
     with pytest.raises(ValueError, match="beyond"):
         MassReadout(layer.rows + layer.tokens, hard(layer.tokens), [0]).observe(0, layer.query, layer.key, None, SCALE)
+    with pytest.raises(ValueError, match="weigh 50 tokens"):
+        MassReadout(layer.rows, hard(50), [0]).observe(0, layer.query, layer.key, None, SCALE)
     with pytest.raises(ValueError, match="resolve_layers"):
         MassReadout(layer.rows, hard(layer.tokens), [-1])
 

@@ -52,7 +52,8 @@ class ModelAdapter(Protocol):
     ) -> Float[Tensor, "rows tokens width"]:
         """Hidden states after the last norm. `visual` = (features, flat index of each visual token, feature index).
 
-        The keyword `stops_at` names the last decoder layer to compute; every other keyword goes to the decoder layers.
+        The keyword `stops_at` names the last decoder layer that is needed: to compute more is slower, not wrong.
+        Every other keyword goes to the decoder layers.
         """
         ...
 

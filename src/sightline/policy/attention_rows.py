@@ -61,12 +61,12 @@ class HeadGroup(NamedTuple):
     places: Index
 
 
-def head_groups(heads: Sequence[int], fold: int) -> list[HeadGroup]:
+def head_groups(heads: Sequence[int], fold: int, device: torch.device) -> list[HeadGroup]:
     """Groups chosen query heads by the key head they use (query head h uses key head h // fold)."""
     found: dict[int, list[int]] = {}
     for place, head in enumerate(heads):
         found.setdefault(head // fold, []).append(place)
-    return [HeadGroup(key, _span(torch.tensor(places))) for key, places in found.items()]
+    return [HeadGroup(key, _span(torch.tensor(places, device=device))) for key, places in found.items()]
 
 
 def rows_of(

@@ -63,17 +63,20 @@ class _Request:
         self._planned: tuple[Rule, bool] | None = None
         self._blocks: list[Block] = []
 
-    def _blocks_for(self, rule: Rule, has_lse: bool, device: torch.device) -> list[Block]:
+    def _blocks_for(self, rule: Rule, has_lse: bool, key: Tensor) -> list[Block]:
+        """The work, made once per forward: it asks the device for sizes, which the layers should not wait for."""
         if self._planned is None or self._planned[0] is not rule or self._planned[1] != has_lse:
-            self._to(device)
-            self._blocks = self._plan(rule, has_lse)
+            self._to(key.device)
+            if bool((self.rows >= key.shape[2]).any()):
+                raise ValueError(f"the request names a position beyond the {key.shape[2]} tokens of a row")
+            self._blocks = self._plan(rule, has_lse, key.shape[2])
             self._planned = (rule, has_lse)
         return self._blocks
 
     def _to(self, device: torch.device) -> None:
         self.rows = self.rows.to(device)
 
-    def _plan(self, rule: Rule, has_lse: bool) -> list[Block]:
+    def _plan(self, rule: Rule, has_lse: bool, tokens: int) -> list[Block]:
         raise NotImplementedError
 
     def _heads(self, layer: int, count: int) -> Sequence[int]:
@@ -92,8 +95,6 @@ class _Request:
             raise ValueError("a read-out needs the whole sequence in one forward, not a cache of earlier keys")
         if len(self.rows) != len(query):
             raise ValueError(f"the request has {len(self.rows)} rows, the batch {len(query)}")
-        if bool((self.rows >= query.shape[2]).any()):
-            raise ValueError(f"the request names a position beyond the {query.shape[2]} tokens of a row")
 
     def complete(self, needs_grad: bool) -> None:  # noqa: ARG002
         """Raises unless every layer was read.
@@ -146,18 +147,20 @@ class MassReadout(_Request):
         if layer not in self.layers or self._is_recomputed(layer):
             return
         self._check(query, key)
-        blocks = self._blocks_for(rule, lse is not None, query.device)
+        blocks = self._blocks_for(rule, lse is not None, key)
         heads = self._heads(layer, query.shape[1])
         self.found[layer] = mass_rows(
             rows_of(query, self.rows, heads), key, None if lse is None else rows_of(lse, self.rows, heads), blocks,
-            head_groups(heads, query.shape[1] // key.shape[1]), scaling, self.segments.shape[1],
+            head_groups(heads, query.shape[1] // key.shape[1], query.device), scaling, self.segments.shape[1],
         )  # fmt: skip
 
     def _to(self, device: torch.device) -> None:
         super()._to(device)
         self.segments = self.segments.to(device)
 
-    def _plan(self, rule: Rule, has_lse: bool) -> list[Block]:
+    def _plan(self, rule: Rule, has_lse: bool, tokens: int) -> list[Block]:
+        if self.segments.shape[2] != tokens:
+            raise ValueError(f"the segments weigh {self.segments.shape[2]} tokens of a row that has {tokens}")
         return mass_blocks(rule, self.rows, self.segments, self.chunk, has_lse=has_lse)
 
 
@@ -184,7 +187,6 @@ class MapReadout(_Request):
     ) -> None:
         super().__init__(rows, layers, heads)
         self.keys = keys
-        self._tokens = 0
 
     @property
     def maps(self) -> dict[int, Float[Tensor, "rows heads queries visual"]]:
@@ -197,12 +199,11 @@ class MapReadout(_Request):
             return
         self._check(query, key)
         self._is_recomputed(layer)
-        self._tokens = key.shape[2]
-        blocks = self._blocks_for(rule, lse is not None, query.device)
+        blocks = self._blocks_for(rule, lse is not None, key)
         heads = self._heads(layer, query.shape[1])
         maps = MapRows.apply(
             rows_of(query, self.rows, heads), key, None if lse is None else rows_of(lse.detach(), self.rows, heads),
-            blocks, head_groups(heads, query.shape[1] // key.shape[1]), scaling, self.keys.shape[1],
+            blocks, head_groups(heads, query.shape[1] // key.shape[1], query.device), scaling, self.keys.shape[1],
         )  # fmt: skip
         # recomputation must save the same tensors again, but the loss holds the first result
         self.found.setdefault(layer, maps)  # type: ignore[arg-type]
@@ -234,8 +235,8 @@ class MapReadout(_Request):
         super()._to(device)
         self.keys = self.keys.to(device)
 
-    def _plan(self, rule: Rule, has_lse: bool) -> list[Block]:  # noqa: ARG002
-        return map_blocks(rule, self.rows, self.keys, self._tokens, CHUNK)
+    def _plan(self, rule: Rule, has_lse: bool, tokens: int) -> list[Block]:  # noqa: ARG002
+        return map_blocks(rule, self.rows, self.keys, tokens, CHUNK)
 
 
 class Through(torch.autograd.Function):
