@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train:Train", "train a recipe; the same command again resumes the run"),
     "eval": ("evaluation:Evaluate", "accuracy, IoU, region and format of a policy, by mode, with 95 % intervals"),
     "eval compare": ("evaluation:Compare", "two evaluation tables, record by record"),
+    "attention calibrate": ("attention:Calibrate", "which heads look at the evidence: a ranking and a list for probes"),
     "ask": ("ask:Ask", "ask a policy about an image"),
     "data scenes": ("data:Scenes", "write scenes of the embedded world as PNG files and JSONL"),
     "data check": ("data:Check", "check a data file row by row"),
