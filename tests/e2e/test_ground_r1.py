@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from e2e.test_resume import finish, kill_after, lines, measured
 from sightline.config import load_recipe
 from sightline.train.loop import reinforce
 from sightline.train.run import open_run
@@ -51,8 +52,6 @@ def test_reward_rises_on_a_fixed_batch(tmp_path: Path, preset: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["v1", "v3"])
 def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path: Path, preset: str) -> None:
-    from test_resume import finish, kill_after, lines, measured
-
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(RECIPE % preset)
     whole, out = tmp_path / "whole", tmp_path / "killed"
