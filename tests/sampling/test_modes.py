@@ -6,11 +6,14 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from conftest import make_record
 from sightline.config import sections
 from sightline.errors import UserError
 from sightline.geometry.frames import Frame
 from sightline.images import image_ref
+from sightline.policy.load import Policy
 from sightline.sampling.base import SamplingSettings
+from sightline.sampling.local import LocalSampler
 from sightline.sampling.modes import FALLBACK, MODES, ModeConfig, answer, plan_crops
 from sightline.types import Box, ReadBox, Record, Rollout, Size, Span
 
@@ -207,3 +210,12 @@ def test_recipes_know_every_mode():
 def test_an_unknown_mode_names_the_known_ones():
     with pytest.raises(UserError, match=r"crops\+union"):
         ask(sampler(), "zoom")
+
+
+def test_a_forced_prefix_begins_the_reply_and_is_not_read(policy: Policy) -> None:
+    record = make_record()
+    settings = SamplingSettings(temperature=0.0, max_new_tokens=6)
+    config = ModeConfig(forced_prefix="<Focus>\n")
+    (found,) = answer(LocalSampler(policy), [record], "textual", config, speaker=policy, settings=settings)
+    assert found.rollouts[0].text == "<Focus>\n" + found.reading.text
+    assert policy.decode(found.rollouts[0].prompt_ids).endswith("assistant\n<Focus>\n")

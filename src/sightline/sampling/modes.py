@@ -129,7 +129,8 @@ def answer(
         first = [(result.rollouts[0], result.readings[0]) for result in known]
     else:
         stream = mode if mode in ("textual", "grit") else "grounded"
-        first = one_pass([Request(_prompt(record, stream, speaker)) for record in records])
+        asked = [replace(_prompt(record, stream, speaker), forced_prefix=config.forced_prefix) for record in records]
+        first = one_pass([Request(prompt) for prompt in asked])
     results = [
         ModeResult(record=record, mode=mode, rollouts=(rollout,), readings=(reading,))
         for record, (rollout, reading) in zip(records, first, strict=True)
@@ -250,4 +251,5 @@ def _read(rollout: Rollout, speaker: Speaker) -> Reading:
 
     sizes = [image.size for image in rollout.prompt.images]
     said = [turn.text for turn in rollout.turns if turn.role == "assistant"] if len(rollout.turns) > 1 else []
-    return read_turns(said or [rollout.text], speaker.frame, sizes, finish=rollout.finish)
+    text = rollout.text.removeprefix(rollout.prompt.forced_prefix)
+    return read_turns(said or [text], speaker.frame, sizes, finish=rollout.finish)

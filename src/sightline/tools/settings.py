@@ -91,6 +91,9 @@ class ModeConfig(_Crops):
         "random-crop rectangles of the same size elsewhere, blank-crop grey ones",
     )
     turns: TurnSettings = Field(default=TurnSettings(), description="the conversation of the mode `turns`")
+    forced_prefix: str = Field(
+        default="", description="begins the first reply in place of the policy and is left out when it is read"
+    )
 
     def crops(self, policy: CropPolicy = "lenient") -> CropSettings:
         """The settings of the crop tool."""
