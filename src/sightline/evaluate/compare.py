@@ -82,7 +82,7 @@ def _by_mode(rows: Sequence[EvaluationRow]) -> dict[str, dict[str, EvaluationRow
 
 def _metrics(pairs: Sequence[tuple[EvaluationRow, EvaluationRow]], seed: int) -> dict[str, Difference]:
     found: dict[str, Difference] = {}
-    for name in METRICS:
+    for name in dict.fromkeys([*METRICS, *(name for row, _ in pairs for name in row.metrics)]):
         both = [(a.metrics[name], b.metrics[name]) for a, b in pairs if name in a.metrics and name in b.metrics]
         if not both:
             continue
