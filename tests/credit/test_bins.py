@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from sightline.credit.bin_credit import bin_credit, box_area, evidence_box
+from sightline.credit.bin_credit import bin_credit, box_area, evidence_box, with_bins
 from sightline.credit.bins import BinConfig, BinTerms, bin_advantages, bin_edges, bins_of
 from sightline.credit.group import credit_for, group_advantages
 from sightline.geometry.frames import Frame
@@ -241,6 +241,16 @@ def test_parts_average_to_occupancy_and_reward_of_each_bin() -> None:
     assert (mean["bin_1_reward"], mean["bin_3_reward"], mean["no_box_reward"]) == (0.5, 3, 2)
     assert "bin_2_reward" not in names
     assert mean["box_area"] == pytest.approx((0.1 + 0.1 + 0.9) / 3)
+
+
+def test_bins_can_be_shown_beside_another_credit() -> None:
+    scored = group([0.1, 0.9, None], [1, 0, 2])
+    plain = credit_for(scored)
+    shown = with_bins(scored, plain)
+    assert [c.parts["bin"] for c in shown] == [1, 3, 0]
+    assert [c.parts["advantage"] for c in shown] == [c.parts["advantage"] for c in plain]
+    assert all(a.advantage is b.advantage for a, b in zip(shown, plain, strict=True))
+    assert "inter" not in shown[0].parts
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -36,8 +36,8 @@ def test_reward_rises_on_a_fixed_batch(tmp_path: Path, preset: str) -> None:
         "grpo",
         [
             *("--method", "ground_r1", *words, "--method.objective.kl", "0", "--data.train", "scenes:zoom"),
-            *("--data.limit", "5", "--data.records_per_step", "5", "--train.steps", "16", "--train.seed", "1"),
-            *("--optim.lr", "4e-4", "--optim.warmup_steps", "2", "--evaluation.n", "1"),
+            *("--data.limit", "6", "--data.records_per_step", "6", "--train.steps", "20", "--train.seed", "1"),
+            *("--optim.lr", "2e-4", "--optim.warmup_steps", "2", "--evaluation.n", "1"),
         ],
     )
     rewards = []
@@ -46,7 +46,7 @@ def test_reward_rises_on_a_fixed_batch(tmp_path: Path, preset: str) -> None:
             _, stats = reinforce(run)
             rewards.append(stats.metrics["reward/grounded/total"])
             run.step += 1
-    assert np.mean(rewards[-4:]) > np.mean(rewards[:3]) + 0.1
+    assert np.mean(rewards[-4:]) > np.mean(rewards[:3]) + 0.2
 
 
 @pytest.mark.slow

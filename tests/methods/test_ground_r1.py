@@ -170,6 +170,7 @@ def test_credit_of_v1_is_grpo(world) -> None:
     group = credited(world, ground_r1(preset="v1"))
     plain = credit_for(group, eps=1e-4, ddof=1)
     assert [c.parts["advantage"] for c in group.credits] == [c.parts["advantage"] for c in plain]
+    assert [c.parts["bin"] for c in group.credits] == [1, 1, 1, 1, 2, 2, 3, 3], "shown, though they change nothing"
     golden = np.ravel(GOLDEN["srpo"]["grpo"]) * np.sqrt(7 / 8)  # the vectors have the population deviation
     np.testing.assert_allclose([c.parts["advantage"] for c in group.credits], golden, atol=1e-3)
 
@@ -227,7 +228,8 @@ def test_two_steps_of_training(tmp_path: Path, preset: str) -> None:
             assert stats.metrics["reward/grounded/format"] > 0.4
             assert np.isfinite(stats.metrics["loss/total"])
         assert stats.metrics["policy/kl"] > 0
-        assert ("credit/grounded/bin_1_share" in stats.metrics) == (preset == "v3")
+        assert "credit/grounded/bin_1_share" in stats.metrics
+        assert ("credit/grounded/inter" in stats.metrics) == (preset == "v3")
 
 
 def test_the_update_equals_that_of_separate_sequences(tmp_path: Path) -> None:

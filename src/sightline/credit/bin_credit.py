@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,7 +14,10 @@ from sightline.geometry.boxes import clamp
 from sightline.tools.syntax import BoxSyntax, Call
 from sightline.types import Credit, Group, ReadBox, Reading, Record
 
-__all__ = ["Asks", "bin_credit", "box_area", "evidence_box"]
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+
+__all__ = ["Asks", "bin_credit", "box_area", "evidence_box", "with_bins"]
 
 Asks = Callable[[Reading], Sequence[Call]]
 """The requests for regions that one turn holds, e.g. `BoxSyntax().asks`."""
@@ -91,7 +96,34 @@ def bin_credit(group: Group, config: BinConfig | None = None, asks: Asks | None 
     return tuple(found[i] for i in range(len(group)))
 
 
-def _stream_credit(group: Group, config: BinConfig, asks: Asks | None) -> list[Credit]:
+def with_bins(
+    group: Group, credits: Sequence[Credit], config: BinConfig | None = None, asks: Asks | None = None
+) -> tuple[Credit, ...]:
+    """The same credit, with the bin of every Rollout among its parts: what a baseline without bins does to each.
+
+    Example:
+        >>> with_bins(Group(record=None, rollouts=(), readings=()), ())
+        ()
+    """
+    config, found = config or BinConfig(), list(credits)
+    for stream in group.streams:
+        at = [i for i, rollout in enumerate(group.rollouts) if rollout.stream == stream]
+        for i, parts in zip(at, _sorted(group.at(at), config, asks).parts, strict=True):
+            found[i] = replace(found[i], parts={**found[i].parts, **parts})
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sorted:
+    """The Rollouts of one stream in their bins, and what the report shows of each."""
+
+    places: Int[np.ndarray, "rollouts"]
+    rewards: Float[np.ndarray, "rollouts"]
+    masked: Bool[np.ndarray, "rollouts"]
+    parts: list[dict[str, float]]
+
+
+def _sorted(group: Group, config: BinConfig, asks: Asks | None) -> _Sorted:
     measured = _areas(group, config, asks)
     areas = [1.0 if a is None and config.no_box == "whole_image" else a for a in measured]
     known = areas
@@ -100,11 +132,18 @@ def _stream_credit(group: Group, config: BinConfig, asks: Asks | None) -> list[C
     places = bins_of(areas, bin_edges(config, [a for a in known if a is not None]))
     rewards = np.array([scores.total for scores in group.scores], np.float64)
     masked = np.array([scores.is_masked for scores in group.scores], bool)
-    terms = bin_advantages(rewards, places, masked, config)
-    flat = float(is_flat(rewards, masked))
+    shown = [None if is_out else float(reward) for reward, is_out in zip(rewards, masked, strict=True)]
+    parts = [_bin_parts(int(k), a, r, config) for k, a, r in zip(places, measured, shown, strict=True)]
+    return _Sorted(places=places, rewards=rewards, masked=masked, parts=parts)
+
+
+def _stream_credit(group: Group, config: BinConfig, asks: Asks | None) -> list[Credit]:
+    found = _sorted(group, config, asks)
+    terms = bin_advantages(found.rewards, found.places, found.masked, config)
+    flat = float(is_flat(found.rewards, found.masked))
     credits = []
     for i, rollout in enumerate(group.rollouts):
-        own = rewards[(places == places[i]) & ~masked]
+        own = found.rewards[(found.places == found.places[i]) & ~found.masked]
         parts = {
             "advantage": float(terms.intra[i] + terms.inter[i]),
             "intra": float(terms.intra[i]),
@@ -112,7 +151,7 @@ def _stream_credit(group: Group, config: BinConfig, asks: Asks | None) -> list[C
             "baseline": float(own.mean()) if len(own) else 0.0,
             "flat": flat,
             "masked": float(not terms.counts[i]),
-            **_bin_parts(int(places[i]), measured[i], None if masked[i] else float(rewards[i]), config),
+            **found.parts[i],
         }
         sampled = rollout.sampled.astype(np.float64)
         credits.append(

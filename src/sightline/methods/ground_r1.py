@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from sightline.credit.bin_credit import bin_credit, evidence_box
+from sightline.credit.bin_credit import bin_credit, evidence_box, with_bins
 from sightline.credit.bins import BinConfig
 from sightline.credit.config import CreditConfig, ObjectiveConfig, Settings
 from sightline.methods.base import Context, Method, MethodConfig, Stream, score_table
@@ -147,9 +147,10 @@ class GroundR1(Method[GroundR1Config]):
         return score_table(self.config.weights.model_dump(), **terms)
 
     def credit(self, group: Group) -> tuple[Credit, ...]:
-        if self.config.advantage == "grpo":
-            return super().credit(group)
-        return bin_credit(group, self.config.bins, self._syntax.asks)
+        bins, asks = self.config.bins, self._syntax.asks
+        if self.config.advantage == "grpo":  # bins are shown there too: what a single baseline does to each of them
+            return with_bins(group, super().credit(group), bins, asks)
+        return bin_credit(group, bins, asks)
 
     @property
     def _syntax(self) -> BoxSyntax:
