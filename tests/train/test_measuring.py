@@ -12,10 +12,13 @@ import pytest
 import torch
 
 from sightline.config import Optim
+from sightline.interventions import Intervention
 from sightline.methods.base import Method, MethodConfig
-from sightline.methods.probes import Contrast, RegionAttention
+from sightline.methods.probes import SEGMENTS, Contrast, RegionAttention
 from sightline.objectives import AttentionMap, Loss, LossBatch, LossOutputs, policy_loss
 from sightline.policy.load import Policy, load_policy
+from sightline.report.metrics import metric
+from sightline.train.health import group_metrics
 from sightline.train.learner import Learner
 from sightline.train.measure import measure
 from sightline.types import Group
@@ -138,3 +141,28 @@ def test_a_loss_on_attention_moves_it(fresh: Policy) -> None:
     for step in range(4):
         learner.step(groups, method, step)
     assert region_mass(groups) > before + 0.01
+
+
+def test_probes_are_metrics_of_their_stream(fresh: Policy) -> None:
+    probes = (RegionAttention(), Contrast(), Contrast(name="bare", intervention=Intervention("region_mask")))
+    groups = learner_of(fresh).measure(groups_of(fresh, make_method()), probes, 0)
+    metrics = group_metrics(groups)
+    own = {name: value for name, value in metrics.items() if name.startswith("probe/textual/")}
+    assert {name.removeprefix("probe/textual/") for name in own} == {
+        "attention_region", "attention_image", "attention_added", "attention_text", "attention_top1",
+        "contrast_effect", "bare_effect",
+    }  # fmt: skip
+    pairs = [
+        (m, r)
+        for g in groups
+        for m, r in zip(g.measurements, g.rollouts, strict=True)
+        if r.stream == "textual" and m.logprobs is not None
+    ]
+    rows = np.concatenate([m.probes["attention"][r.sampled] for m, r in pairs])
+    assert own["probe/textual/attention_region"] == pytest.approx(rows[:, 0].mean(), rel=1e-5)
+    assert sum(own[f"probe/textual/attention_{s}"] for s in SEGMENTS) == pytest.approx(1.0, abs=1e-5)
+    effects = np.concatenate([(m.logprobs - m.probes["contrast"])[r.sampled] for m, r in pairs])
+    assert own["probe/textual/contrast_effect"] == pytest.approx(effects.mean(), rel=1e-4, abs=1e-5)
+    for name in own:
+        assert metric(name) is not None
+        assert "{" not in metric(name).sentence  # type: ignore[union-attr]

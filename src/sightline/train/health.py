@@ -14,6 +14,7 @@ import numpy as np
 
 from sightline.credit.group import is_flat
 from sightline.geometry.boxes import iou
+from sightline.methods.probes import SEGMENTS
 from sightline.rewards.guards import is_box_spam, is_empty_answer, is_full_image
 from sightline.types import Group, Reading, Rollout
 
@@ -27,7 +28,7 @@ GROUNDED = ("grounded",)
 
 
 def group_metrics(groups: Sequence[Group], *, grounded: Collection[str] = GROUNDED) -> dict[str, float]:
-    """`reward/`, `rollout/` and `credit/` metrics of a step, for every stream, from scored groups.
+    """`reward/`, `rollout/`, `credit/` and `probe/` metrics of a step, for every stream, from scored groups.
 
     A masked term or Rollout counts in no mean. Metrics that nothing defines (boxes without a box, overlap without gold
     regions, entropies without a measurement) are left out instead of being zero. So is the overlap of a stream that
@@ -37,6 +38,7 @@ def group_metrics(groups: Sequence[Group], *, grounded: Collection[str] = GROUND
     for stream in dict.fromkeys(name for group in groups for name in group.streams):
         parts = [part for part in (group.of(stream) for group in groups) if len(part)]
         found = {**_reward(parts), **_rollouts(parts), **_boxes(parts, stream in grounded), **_credit(parts)}
+        found |= _probes(parts)
         metrics |= {key.format(stream): float(value) for key, value in found.items() if value is not None}
     return metrics
 
@@ -114,6 +116,25 @@ def _credit_parts(parts: Sequence[Group]) -> dict[str, float | None]:
     names = dict.fromkeys(name for row in found for name in row)
     own = [name for name in names if name not in ("advantage", "baseline", "flat", "masked")]
     return {name: _mean([abs(row[name]) for row in found if name in row]) for name in own}
+
+
+def _probes(parts: Sequence[Group]) -> dict[str, float | None]:
+    """Mean of every probe over the sampled tokens: masses by segment, a contrast as its effect log p - log p'."""
+    found: dict[str, list[np.ndarray]] = {}
+    for part in parts:
+        for seen, rollout in zip(part.measurements, part.rollouts, strict=bool(part.measurements)):
+            for name, values in seen.probes.items():
+                own, label = np.asarray(values, np.float64)[rollout.sampled], f"probe/{{}}/{name.replace('/', '_')}"
+                if name in seen.images and seen.logprobs is not None:
+                    effect = seen.logprobs[rollout.sampled, None] - own.reshape(len(own), -1)
+                    found.setdefault(f"{label}_effect", []).append(effect)
+                elif own.ndim == 2:
+                    for segment, column in zip(SEGMENTS, own.T, strict=True):
+                        found.setdefault(f"{label}_{segment}", []).append(column)
+                else:
+                    found.setdefault(label, []).append(own)
+    flat = {label: np.concatenate([np.ravel(v) for v in values]) for label, values in found.items()}
+    return {label: _mean(values[np.isfinite(values)].tolist()) for label, values in flat.items()}
 
 
 def _best_overlap(rollout: Rollout, reading: Reading) -> float:
