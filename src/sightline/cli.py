@@ -6,15 +6,21 @@ module of the chosen command is imported, and it imports torch inside `run`, so 
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import replace
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sightline.errors import SightlineError, UserError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 __all__ = ["COMMANDS", "main"]
 
@@ -96,14 +102,30 @@ def _parse(words: list[str]) -> Any:
     kind = getattr(import_module(f"sightline.commands.{module}"), attribute)
     rest, prog = words[len(name.split()) :], f"sightline {name}"
     config = (tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName)
+    told = io.StringIO()
     try:
-        if name not in OVERRIDABLE:
-            return tyro.cli(kind, prog=prog, args=rest, config=config)
-        command, unknown = tyro.cli(kind, prog=prog, args=rest, config=config, return_unknown_args=True)
+        with redirect_stderr(told):
+            if name not in OVERRIDABLE:
+                return tyro.cli(kind, prog=prog, args=rest, config=config)
+            command, unknown = tyro.cli(kind, prog=prog, args=rest, config=config, return_unknown_args=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(first["msg"], where=f"--{'.'.join(map(str, first['loc'])).replace('_', '-')}") from error
+        raise _misfit(error, rest) from error
+    except SystemExit as end:
+        wrapped = end.__context__ and end.__context__.__context__  # of settings within settings
+        if isinstance(wrapped, ValidationError):
+            raise _misfit(wrapped, rest) from wrapped
+        print(told.getvalue(), end="", file=sys.stderr)
+        raise
     return replace(command, overrides=tuple(unknown))
+
+
+def _misfit(error: ValidationError, words: Sequence[str]) -> UserError:
+    """The first value that does not fit, by the option as it was typed."""
+    first = error.errors()[0]
+    name = "-".join(map(str, first["loc"])).replace("_", "-")
+    typed = (word.partition("=")[0] for word in words if word.startswith("--"))
+    where = next((w for w in typed if name and re.split(r"--|\.", w.replace("_", "-"))[-1] == name), "")
+    return UserError(first["msg"].removeprefix("Value error, "), where=where)
 
 
 def _unknown(words: list[str]) -> UserError:
