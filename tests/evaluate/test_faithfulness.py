@@ -154,3 +154,15 @@ def test_eval_prints_it_and_writes_it(tmp_path: Any, capsys: pytest.CaptureFixtu
     assert main(["eval", "--heads", "x.json"]) == 2
     assert main(["eval", "--faithfulness", "--heads", str(tmp_path / "none.json")]) == 2
     assert capsys.readouterr().err.count("error:") == 2
+
+
+def test_a_run_keeps_it_with_its_evaluations(tmp_path: Any) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "method: {name: grpo}\ndata: {train: 'scenes:easy', validation: 'scenes:easy', records_per_step: 2}\n"
+        "train: {steps: 0}\nevaluation: {n: 3, modes: [textual], faithfulness: true}\n"
+    )
+    assert main(["train", str(recipe), "--out", str(tmp_path / "run")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()]
+    assert rows
+    assert all(row["faithfulness"]["drops"]["difference"]["n"] == 3 for row in rows)
