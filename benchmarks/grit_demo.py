@@ -33,8 +33,9 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "sft": {"method": {"cold_start": 10}, "train": {"steps": 0}, "optim": {"lr": 2e-5}},
 }
 SIZES = (20, 200, 2000)
-# 100 steps of 20 records draw each of 2,000 triplets once
-SCALING = {"train": {"steps": 100}, "optim": {"lr": 1e-4}, "method": {"streams": {"grit": {"n": 8}}}}
+# about 512 rollouts per step whatever the size; 32 steps of 64 records draw each of 2,000 triplets once
+SCALING = {"train": {"steps": 32}, "optim": {"lr": 1.5e-4, "warmup_steps": 5}}
+ROLLOUTS, RECORDS = 512, 64
 PANELS = {"grounded accuracy": "accuracy", "grounding IoU": "iou_union", "correlation": "correlation"}
 LEVELS = {
     "accuracy": ("grit", "accuracy"),
@@ -142,11 +143,12 @@ def with_correlation(
 
 def scaling(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Trains on more and more triplets for the same number of steps, and draws what comes of it."""
-    arm = SCALING if args.steps is None else {**SCALING, "train": {"steps": args.steps}}
     merged = []
     for seed in args.seeds:
         runs = [
-            run_seed(args, seed, args.out / f"scaling-{size}-seed-{seed}", {"grit": arm}, size, overrides)
+            run_seed(
+                args, seed, args.out / f"scaling-{size}-seed-{seed}", {"grit": _scaled(args, size)}, size, overrides
+            )
             for size in args.sizes
         ]
         ends = {f"grit_{size}": run.ends["grit"] for size, run in zip(args.sizes, runs, strict=True)}
@@ -164,6 +166,17 @@ def scaling(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     draw_curves(curves, args.picture, "triplets")
     levels = {c.title: {str(s): round(e.mean, 4) for s, e in zip(c.sizes, c.estimates, strict=True)} for c in curves}
     report(merged, LEVELS, figures, {"levels": levels, "picture": str(args.picture)})
+
+
+def _scaled(args: argparse.Namespace, size: int) -> dict[str, Any]:
+    """What the runs of the curve change in the recipe: fewer records per step get more rollouts each."""
+    records = min(size, RECORDS)
+    return {
+        **SCALING,
+        **({} if args.steps is None else {"train": {"steps": args.steps}}),
+        "data": {"records_per_step": records},
+        "method": {"streams": {"grit": {"n": ROLLOUTS // records}}},
+    }
 
 
 def level(seeds: Sequence[Seed], arm: str, metric: str) -> Estimate:
