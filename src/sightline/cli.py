@@ -87,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _refused(message: str) -> int:
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    plain = "".join(c if c.isprintable() else " " for c in message)  # names in it come from data
+    print("error:", " ".join(plain.split()), file=sys.stderr)
     return 2
 
 

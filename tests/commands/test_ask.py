@@ -106,6 +106,64 @@ def test_a_file_of_records(scenes, capsys, tmp_path) -> None:
     assert told.count("picture: ") == len(list((tmp_path / "out").glob("*.png"))) == 2
 
 
+@pytest.mark.parametrize("mode", ["grounded", "turns"])
+def test_rows_of_a_batch_are_those_of_single_records(scenes, capsys, mode) -> None:
+    words = [str(scenes), "--json", "--mode", mode, "--temperature", "1", "--seed", "5"]
+    batches = [asked([*words, "--batch", size], capsys)[1].splitlines() for size in ("1", "4")]
+    rows = [[json.loads(line) for line in lines] for lines in batches]
+    assert len(rows[0]) == 6
+    assert [{**row, "seconds": 0} for row in rows[0]] == [{**row, "seconds": 0} for row in rows[1]]
+
+
+def test_a_batch_is_answered_together(scenes, capsys, monkeypatch) -> None:
+    from sightline.sampling import modes
+
+    counts, whole = [], modes.answer
+    monkeypatch.setattr(
+        modes, "answer", lambda s, records, *a, **k: counts.append(len(records)) or whole(s, records, *a, **k)
+    )
+    asked([str(scenes), "--json", "--batch", "4"], capsys)
+    asked([str(scenes), "--limit", "2"], capsys)
+    assert counts == [4, 2, 1, 1]
+
+
+def table(folder: Path, *rows: dict) -> str:
+    lines = [json.dumps({"question": "What?", "answer": "red", **row}) for row in rows]
+    (folder / "own.jsonl").write_text("\n".join(lines) + "\n")
+    return str(folder / "own.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("second", "words", "expected"),
+    [
+        ({"id": "bare"}, ["--out", "pictures"], "own.jsonl (id bare): there is no image to draw on"),
+        ({"id": "bare"}, ["--attention"], "own.jsonl (id bare): there is no image to draw on"),
+        ({"id": "thin", "images": ["thin.png"]}, [], "thin.png: an image of 1x400 pixels"),
+        ({"id": "b", "images": ["scene.png"]}, ["--out", "own.jsonl"], "own.jsonl: File exists"),
+        ({"id": "b", "images": ["scene.png"]}, ["--attention", "--heads", "no.json"], "no.json: the list of heads"),
+        ({"id": "b\x1b[2J", "images": ["no.png"]}, [], "(id b [2J)"),
+    ],
+)
+def test_mistakes_in_a_file_are_told_before_the_first_answer(
+    scene, capsys, monkeypatch, second, words, expected
+) -> None:
+    folder = scene[0].parent
+    monkeypatch.chdir(folder)
+    Image.new("RGB", (1, 400)).save(folder / "thin.png")
+    path = table(folder, {"id": "a", "images": ["scene.png"]}, second)
+    code, shown, told = asked([path, *words], capsys)
+    assert (code, told.count("\n")) == (2, 1)
+    assert expected in told
+    assert "answer" not in shown
+
+
+def test_a_file_cannot_command_the_terminal(scene, capsys) -> None:
+    path = table(scene[0].parent, *({"id": f"{i}\x1b]0;x\x07", "question": "What\x1b[2J?"} for i in range(2)))
+    _, shown, _ = asked([path], capsys)
+    assert "What[2J?" in shown
+    assert "\x1b" not in shown.replace("\x1b[1m", "").replace("\x1b[0m", "")
+
+
 @pytest.mark.parametrize(("mode", "limit"), [("textual", 1.5), ("crops", 2.5), ("turns", 2.5)])
 def test_loading_and_answering_take_little_time(scene, capsys, mode, limit) -> None:
     image, question = scene
@@ -135,6 +193,7 @@ def test_no_box_falls_back_with_a_note(scene, capsys) -> None:
         (["rows.jsonl"], "rows.jsonl:1"),
         (["scene.png", "What?", "--out", "picture.gif"], "ends in .png or .html"),
         (["scene.png", "What?", "--max-crops", "0"], "--max-crops"),
+        (["scene.png", "What?", "--batch", "0"], "--batch: must be at least 1"),
         (["scene.png", "What?", "--min-pixels", "9", "--max-pixels", "4"], "min_pixels must not exceed"),
         (["scene.png", "What?", "--model", "nowhere/at-all"], "nowhere/at-all"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -61,6 +62,8 @@ class Ask:
     """With --attention, read these heads instead: a list that `sightline attention calibrate` wrote."""
     json: bool = False
     """Print one JSON object per question and nothing else."""
+    batch: int = 16
+    """With --json, records of a file that are answered side by side."""
     show: bool = False
     """Show the image in the terminal."""
     device: str = "cpu"
@@ -74,8 +77,9 @@ class Ask:
         from sightline.commands.model import check_options
 
         check_options(
-            temperature=self.temperature, max_new_tokens=self.max_new_tokens, limit=self.limit, seed=self.seed
-        )
+            temperature=self.temperature, max_new_tokens=self.max_new_tokens,
+            limit=self.limit, seed=self.seed, batch=self.batch,
+        )  # fmt: skip
         records = self._records()
         console = Console(quiet=self.json, highlight=False, soft_wrap=True)
         if self.show and records[0].images:
@@ -89,28 +93,48 @@ class Ask:
 
         imported = time.perf_counter()
         from sightline.commands.model import open_policy
-        from sightline.commands.replies import file_stems
+        from sightline.commands.replies import file_stems, printable
 
         policy = open_policy(self.model, device=self.device, dtype=self.dtype)
         loaded = time.perf_counter()
         console.print(f"{self.model}: {policy.frame.describe()}", style="dim", markup=False)
+        self._check(records, policy)
         slowest = 0.0
-        for record, stem in zip(records, file_stems([record.id for record in records]), strict=True):
+        stems, together = file_stems([record.id for record in records]), self.batch if self.json else 1
+        for at in range(0, len(records), together):
+            batch = records[at : at + together]
             if len(records) > 1:
-                console.print(f"\n{record.id}: {record.question}", style="bold", markup=False)
+                console.print(f"\n{printable(batch[0].id)}: {printable(batch[0].question)}", style="bold", markup=False)
             started = time.perf_counter()
-            result = self._answer(record, policy, console)
-            seconds = time.perf_counter() - started
+            results = self._answers(batch, policy, console)
+            seconds = (time.perf_counter() - started) / len(batch)
             slowest = max(slowest, seconds)
-            self._tell(result, seconds, console)
-            self._show(result, policy, console, stem)
+            for result, stem in zip(results, stems[at : at + together], strict=True):
+                self._tell(result, seconds, console)
+                self._show(result, policy, console, stem)
         each = "answer" if len(records) == 1 else "slowest answer"
         times = f"imports {imported - began:.2f} s, loading {loaded - imported:.2f} s, {each} {slowest:.2f} s"
         console.print(times, style="dim")
         return 0
 
-    def _answer(self, record: Record, policy: Policy, console: Console) -> ModeResult:
-        """One answer; its text appears as it is sampled, unless rows are asked for."""
+    def _check(self, records: Sequence[Record], policy: Policy) -> None:
+        """What the policy or the disk refuses, told before anything is answered."""
+        for record in records:
+            for image in record.images:
+                try:
+                    policy.frame.resized(image.size)
+                except UserError as error:
+                    where = image.path or f"record {record.id}"
+                    raise UserError(error.what, where=where, hint=error.hint) from error
+        if self.heads is not None:
+            from sightline.probes.heads import choose_heads
+
+            choose_heads(policy, heads_file=str(self.heads))
+        if self.out is not None:
+            (self.out if self.image.suffix in TABLES else self.out.parent).mkdir(parents=True, exist_ok=True)
+
+    def _answers(self, records: Sequence[Record], policy: Policy, console: Console) -> list[ModeResult]:
+        """Answers side by side where rows are asked for; otherwise of one record, its text as it is sampled."""
         from sightline.commands.model import token_limit
         from sightline.commands.streaming import SpokenSampler
         from sightline.sampling.base import SamplingSettings
@@ -118,12 +142,11 @@ class Ask:
         from sightline.sampling.modes import answer
 
         limit = token_limit(policy, self.max_new_tokens)
-        (result,) = answer(
-            LocalSampler(policy) if self.json else SpokenSampler(policy, console), [record], self.mode, self.crops,
+        return answer(
+            LocalSampler(policy) if self.json else SpokenSampler(policy, console), records, self.mode, self.crops,
             speaker=policy, settings=SamplingSettings(temperature=self.temperature, max_new_tokens=limit),
             seed=self.seed,
         )  # fmt: skip
-        return result
 
     def _tell(self, result: ModeResult, seconds: float, console: Console) -> None:
         from sightline.commands.replies import result_row, verdict
@@ -159,7 +182,11 @@ class Ask:
                 raise UserError("a file of records brings its own questions", where=str(self.image))
             from sightline.data import read_records
 
-            return list(read_records(self.image, limit=self.limit))
+            records = list(read_records(self.image, limit=self.limit))
+            bare = next((record.id for record in records if not record.images), None)
+            if bare is not None and (self.attention or self.out is not None):
+                raise UserError("there is no image to draw on", where=f"{self.image} (id {bare})")
+            return records
         if not self.question:
             raise UserError("the question is missing", hint=f'sightline ask {self.image} "What is in the image?"')
         from sightline.images import image_ref

@@ -15,14 +15,24 @@ if TYPE_CHECKING:
 
     from sightline.sampling.modes import ModeResult
 
-__all__ = ["Marks", "file_stems", "marks", "result_row", "save_picture", "verdict"]
+__all__ = ["Marks", "file_stems", "marks", "printable", "result_row", "save_picture", "verdict"]
+
+
+def printable(text: str) -> str:
+    """The text without the control characters that a terminal would obey.
+
+    Example:
+        >>> printable("a\\x1b[2Jb\\n")
+        'a[2Jb\\n'
+    """
+    return "".join(c for c in text if c.isprintable() or c in "\n\t")
 
 
 def verdict(result: ModeResult) -> Text:
     """The answer, the boxes in pixels of the original image, and what went differently than asked."""
     from rich.text import Text
 
-    said = "".join(c for c in result.answer if c.isprintable() or c in "\n\t")
+    said = printable(result.answer)
     shown = Text.assemble(("answer: ", "bold"), (said or "none", "bold green"))
     for number, found in enumerate(result.boxes, start=1):
         state = "" if found.is_valid else "  (not a box inside the image)"
