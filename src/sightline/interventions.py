@@ -158,29 +158,36 @@ def intervene(
         raise UserError(f"'{intervention.kind}' changes no pixels", hint="it changes the sequence that a policy sees")
     if intervention.is_regional and not regions:
         raise UserError(f"'{intervention.kind}' needs regions, and the record has none")
-    changed, notes = [], []
-    for index, image in enumerate(images):
-        size = frame.resized(image.size)
-        before = resized_pixels(image, size)
-        boxes = [_scaled(r.box, image.size, size) for r in regions if r.image == index]
-        drawn = np.random.default_rng(int.from_bytes(_digest((*key, index)), "little"))
-        after, where, source, overlap = _change(before, boxes, intervention, drawn, image, others)
-        shown = image_ref(after)
-        if frame.cells(shown.size) != frame.cells(image.size) or frame.resized(shown.size) != size:
-            raise ValueError(f"an image of {image.size} has the grid {frame.cells(image.size)}, changed it has another")
-        changed.append(shown)
-        notes.append(
-            Provenance(
-                kind=intervention.kind,
-                image=index,
-                where=tuple(_scaled(box, size, image.size) for box in where),
-                changed=float((before != after).any(axis=-1).mean()),
-                source=source,
-                overlap=overlap,
-                key=key,
-            )
-        )
-    return Intervened(tuple(changed), tuple(notes))
+    done = [_intervened(image, index, regions, frame, intervention, key, others) for index, image in enumerate(images)]
+    return Intervened(tuple(image for image, _ in done), tuple(note for _, note in done))
+
+
+def _intervened(
+    image: ImageRef,
+    index: int,
+    regions: Sequence[Region],
+    frame: Frame,
+    intervention: Intervention,
+    key: tuple[Hashable, ...],
+    others: Sequence[ImageRef],
+) -> tuple[ImageRef, Provenance]:
+    size = frame.resized(image.size)
+    before = resized_pixels(image, size)
+    boxes = [_scaled(r.box, image.size, size) for r in regions if r.image == index]
+    drawn = np.random.default_rng(int.from_bytes(_digest((*key, index)), "little"))
+    after, where, source, overlap = _change(before, boxes, intervention, drawn, image, others)
+    shown = image_ref(after)
+    if frame.cells(shown.size) != frame.cells(image.size) or frame.resized(shown.size) != size:
+        raise ValueError(f"an image of {image.size} has the grid {frame.cells(image.size)}, changed it has another")
+    return shown, Provenance(
+        kind=intervention.kind,
+        image=index,
+        where=tuple(_scaled(box, size, image.size) for box in where),
+        changed=float((before != after).any(axis=-1).mean()),
+        source=source,
+        overlap=overlap,
+        key=key,
+    )
 
 
 def resized_pixels(image: ImageRef, size: Size) -> UInt8[np.ndarray, "height width 3"]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from sightline.evaluate.compare import Comparison
+    from sightline.evaluate.correlation import Correlation
+    from sightline.evaluate.faithfulness import Faithfulness
     from sightline.evaluate.runner import Evaluation
 
 __all__ = ["Compare", "Evaluate"]
@@ -106,10 +108,18 @@ class Evaluate:
         if self.json:
             print(json.dumps(figures))
             return 0
+        self._show(evaluation, len(records), picked, faithful)
+        print(f"frame: {policy.frame.describe()}\ntable: {path}")
+        return 0
+
+    def _show(
+        self, evaluation: Evaluation, n: int, picked: dict[str, Correlation], faithful: dict[str, Faithfulness]
+    ) -> None:
+        """The tables, as people read them."""
         from rich.console import Console
 
         console = Console()
-        console.print(estimate_table(evaluation, f"{self.model} on {self.data}, n = {len(records)}"))
+        console.print(estimate_table(evaluation, f"{self.model} on {self.data}, n = {n}"))
         for table in set_tables(evaluation):
             console.print(table)
         for mode, found in picked.items():
@@ -118,8 +128,6 @@ class Evaluate:
             console.print(faithfulness_table(faithful))
         for mode, found in faithful.items():
             print(curve_line(mode, found))
-        print(f"frame: {policy.frame.describe()}\ntable: {path}")
-        return 0
 
     def _default_path(self) -> Path:
         name = re.sub(r"[^\w.-]+", "-", f"{self.model}-{Path(self.data).stem}").strip("-")
