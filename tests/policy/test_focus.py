@@ -109,3 +109,5 @@ def test_pieces_spell_the_text(fresh: Policy) -> None:
     pieces = fresh.pieces(ids)
     assert b"".join(pieces).decode() == fresh.decode(ids) == "<Focus>\n<think> naïve</think>"
     assert pieces[-1] == b""
+    assert [fresh.piece(i) for i in ids[:-1]] == pieces[:-1]
+    assert fresh.piece(ids[-1]) == b"<|im_end|>"

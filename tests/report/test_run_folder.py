@@ -164,6 +164,7 @@ def test_pieces_join_characters_spread_over_tokens() -> None:
     text = "a é 🙂".encode()
     assert pieces(range(len(text)), lambda i: text[i : i + 1]) == ["a", " ", "", "é", " ", "", "", "", "🙂"]
     assert pieces([0, 1], lambda i: [b"\xff", b"a"][i]) == ["�", "a"]
+    assert pieces([0, 1], lambda i: [b"a", b"\xc3"][i]) == ["a", "�"]
 
 
 def test_thumbnails_are_small_and_a_lost_file_is_no_error(tmp_path: Path, synthetic) -> None:

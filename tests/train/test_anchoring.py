@@ -150,7 +150,7 @@ def test_targets_and_places_of_a_lesson(fresh: Policy) -> None:
     config = AnchorConfig()
     for one in lessons(fresh, config):
         ids = np.concatenate([one.rollout.prompt_ids, one.rollout.ids])
-        assert fresh.piece(int(ids[one.at[0]])) == "<Focus>"
+        assert fresh.piece(int(ids[one.at[0]])) == b"<Focus>"
         assert len(one.visual) == len(one.target) == sum(fresh.frame.tokens(i.size) for i in one.rollout.prompt.images)
         assert one.target.sum() == pytest.approx(1)
         assert one.at[0] > one.visual.max()

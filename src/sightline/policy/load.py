@@ -112,9 +112,9 @@ class Policy:
         names = self.tokenizer.convert_ids_to_tokens([int(i) for i in ids])
         return [b"" if int(i) in ends else piece for i, piece in zip(ids, byte_pieces(names), strict=True)]
 
-    def piece(self, token: int) -> str:
-        """One token as text, for displays; bytes that are no character on their own are shown as such."""
-        return self.tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    def piece(self, token: int) -> bytes:
+        """The bytes of one token, for displays: unlike in `pieces`, the marks that end a turn are spelt out."""
+        return byte_pieces([self.tokenizer.convert_ids_to_tokens(int(token))])[0]
 
 
 def checkpoint_folder(name: str) -> Path:

@@ -33,15 +33,19 @@ def file_stem(digest: str) -> str:
 def pieces(ids: Sequence[int], decode_piece: DecodePiece) -> list[str]:
     """The text each token adds. A character whose bytes are spread over several tokens stands on the last of them.
 
+    Bytes that are no character, at the end too, are marked by U+FFFD, as in the text of the whole.
+
     Example:
-        >>> pieces([0, 1, 2], [b"a", b"\\xc3", b"\\xa9"].__getitem__)
-        ['a', '', 'é']
+        >>> pieces([0, 1, 2, 1], [b"a", b"\\xc3", b"\\xa9"].__getitem__)
+        ['a', '', 'é', '\ufffd']
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     texts = []
     for token in ids:
         piece = decode_piece(int(token))
         texts.append(decoder.decode(piece) if isinstance(piece, bytes) else piece)
+    if texts:
+        texts[-1] += decoder.decode(b"", final=True)
     return texts
 
 
