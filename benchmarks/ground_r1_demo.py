@@ -30,7 +30,7 @@ from sightline.types import Record
 LEVEL = "zoom"
 CONTROLS = ("no-crop", "random-crop", "blank-crop")
 ARMS: Mapping[str, Mapping[str, Any]] = {
-    "srpo": {},
+    "srpo": {"method": {"advantage": "srpo"}},
     "grpo": {"method": {"advantage": "grpo"}},
     "v1": {"method": {"advantage": "grpo", "tree": {"n_ground": 2, "n_answer": 4}, "weights": {"format": 2.0}}},
 }
