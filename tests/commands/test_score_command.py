@@ -176,3 +176,43 @@ def test_the_default_judge_compares_reasoning(tmp_path, capsys):
     assert "offline or http" in message
     assert main(["score", source, "--judge", "rules", "--method.weights.consistency", "0"]) == 0
     assert main(["score", source, "--judge", "rules", "--preset", "grpo"]) == 0
+
+
+ASKS = "<think> the ball </think><box>[60,90,130,160]</box>"
+
+
+def test_a_conversation_is_judged_turn_by_turn(tmp_path):
+    said = [
+        {"role": "assistant", "text": ASKS},
+        {"role": "user", "images": [1]},
+        {"role": "assistant", "text": TEXTUAL},
+    ]
+    whole = row("grounded", f"{ASKS}\n{TEXTUAL}", turns=said, branch=[1, 0])
+    both = [whole, row("grounded", ASKS, branch=[0, 0])]
+    scored = score(tmp_path, both, "--preset", "ground_r1", "--judge", "rules")
+    assert [r["terms"]["format"]["value"] for r in scored] == [1.0, 0.0]
+    assert [r["branch"] for r in scored] == [[1, 0], [0, 0]]
+    assert scored[0]["terms"]["coverage"]["value"] > 0
+    used = score(tmp_path, [whole, whole], "--preset", "deepeyes", "--judge", "rules")
+    assert used[0]["terms"]["tool"]["value"] == 1.0
+
+
+def test_logged_conversations_are_read_as_they_were(tmp_path, policy):
+    from conversations import Crops, converse, ends_often, prompts
+    from sightline.commands.logged import read_groups
+    from sightline.report.rows import group_row
+    from sightline.sampling.base import Request
+    from sightline.train.run import gather
+
+    shown = prompts()[:2]
+    talks = converse(ends_often(policy, 600), [Request(p, (4, 2), Crops()) for p in shown])
+    rollouts = [*talks[0], *talks[1]]
+    (group,) = gather([shown[0].record], rollouts, policy.frame)
+    assert max(len(r.turns) for r in rollouts) > 2
+    path = tmp_path / "rollouts.jsonl"
+    path.write_text(json.dumps(group_row(0, group, decode_piece=policy.piece, frame=policy.frame)) + "\n")
+    (logged,) = read_groups(path, policy.frame)
+    assert logged.group.readings == group.readings
+    for ours, theirs in zip(logged.group.rollouts, rollouts, strict=True):
+        assert (ours.branch, ours.turns) == (theirs.branch, theirs.turns)
+        assert ours.sampled.tolist() == theirs.sampled.tolist()

@@ -15,11 +15,27 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sightline.errors import UserError
 from sightline.geometry.frames import Frame
 from sightline.jsonl import read_rows
-from sightline.types import AnswerKind, Box, Group, ImageRef, Prompt, Record, Region, Rollout, Size
+from sightline.types import AnswerKind, Box, Group, ImageRef, Prompt, Record, Region, Rollout, Size, Span, Turn
 
 __all__ = ["LoggedGroup", "LoggedRow", "read_groups"]
 
 Quad = tuple[float, float, float, float]
+
+
+class LoggedTurn(BaseModel):
+    """One turn of a logged conversation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: Literal["assistant", "user"]
+    text: str = ""
+    images: tuple[int, ...] = ()
+    """The images it added."""
+    boxes: tuple[Quad, ...] = ()
+    """Where they were cut out, pixels of the first image."""
+    span: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (0, 0)
+    """Its tokens; those of the user count in no length."""
+    finish: Literal["stop", "length"] = "stop"
 
 
 class LoggedRow(BaseModel):
@@ -38,7 +54,11 @@ class LoggedRow(BaseModel):
     """The stream that sampled it, e.g. grounded or textual."""
     step: int = Field(default=0, ge=0)
     text: str
-    """The reply, as it was written."""
+    """The reply, as it was written; of a conversation, all replies."""
+    turns: tuple[LoggedTurn, ...] = ()
+    """A conversation, turn by turn; default: `text` is a single reply."""
+    branch: tuple[int, ...] = ()
+    """Place in the sampling tree; default: by order."""
     finish: Literal["stop", "length"] = "stop"
     sizes: tuple[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], ...] = ()
     """Width and height of each image, before any resize."""
@@ -113,6 +133,8 @@ def _flat(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
             "stream": rollout["stream"],
             "step": values["step"],
             "text": rollout["text"],
+            "turns": rollout.get("turns") or (),
+            "branch": rollout.get("branch") or (),
             "finish": rollout["finish"],
             "sizes": [(image["width"], image["height"]) for image in record["images"]],
             "boxes": [region["box"] for region in record["regions"] if not region.get("image")],
@@ -131,7 +153,7 @@ def _frame(values: dict[str, Any], where: str) -> Frame:
 
 
 def _group(rows: Sequence[LoggedRow], frame: Frame) -> Group:
-    from sightline.language.parse import read
+    from sightline.language.parse import read_turns
 
     first = rows[0]
     sizes = [Size(*size) for size in first.sizes]
@@ -150,8 +172,21 @@ def _group(rows: Sequence[LoggedRow], frame: Frame) -> Group:
     for row in rows:
         rollouts.append(_rollout(row, record, branches[row.stream]))
         branches[row.stream] += 1
-    readings = tuple(read(row.text, frame, sizes, finish=row.finish) for row in rows)
+    readings = tuple(read_turns(_replies(row), frame, sizes, finish=row.finish) for row in rows)
     return Group(record=record, rollouts=tuple(rollouts), readings=readings)
+
+
+def _replies(row: LoggedRow) -> list[str]:
+    """What the policy said, turn by turn."""
+    said = [turn.text for turn in row.turns if turn.role == "assistant"]
+    return said if len(said) > 1 else [row.text]
+
+
+def _turn(turn: LoggedTurn) -> Turn:
+    boxes = tuple(Box(*box) for box in turn.boxes)
+    return Turn(
+        role=turn.role, span=Span(*turn.span), text=turn.text, images=turn.images, boxes=boxes, finish=turn.finish
+    )
 
 
 def _rollout(row: LoggedRow, record: Record, branch: int) -> Rollout:
@@ -159,13 +194,18 @@ def _rollout(row: LoggedRow, record: Record, branch: int) -> Rollout:
     prompt = Prompt(record=record, stream=row.stream, messages=(), images=record.images)
     numbers = {piece: number for number, piece in enumerate(dict.fromkeys(row.pieces))}
     ids = [numbers[piece] for piece in row.pieces] if row.pieces else range(row.tokens)
+    sampled = np.ones(len(ids), dtype=bool)
+    for turn in row.turns:
+        if turn.role == "user":
+            sampled[slice(*turn.span)] = False
     return Rollout(
         prompt=prompt,
-        branch=(branch,),
+        branch=row.branch or (branch,),
         prompt_ids=np.zeros(0, dtype=np.int64),
         ids=np.array(ids, dtype=np.int64),
-        sampled=np.ones(len(ids), dtype=bool),
+        sampled=sampled,
         logprobs=np.zeros(len(ids), dtype=np.float32),
         text=row.text,
         finish=row.finish,
+        turns=tuple(_turn(turn) for turn in row.turns),
     )
