@@ -15,6 +15,7 @@ from typing import Any
 from sightline.report.compare import Comparison, compare, mode_title
 from sightline.report.environment import digest, environment, json_block, source
 from sightline.report.events import RunFolder
+from sightline.report.faithfulness import FIGURES, faithfulness_tables
 from sightline.report.figures import change_text, range_text, value_text
 from sightline.report.page_data import page_data
 
@@ -22,9 +23,9 @@ __all__ = ["render_page", "write_page"]
 
 SCRIPTS = (
     "dom.js", "plot.js", "curves.js", "heat.js", "picture.js", "evidence.js", "tokens.js", "turns.js", "credit.js",
-    "rollouts.js", "metrics.js", "main.js",
+    "rollouts.js", "metrics.js", "faithfulness.js", "main.js",
 )  # fmt: skip
-STYLES = ("page.css", "rollouts.css", "turns.css", "evidence.css")
+STYLES = ("page.css", "rollouts.css", "turns.css", "evidence.css", "faithfulness.css")
 HEADLINES = ("accuracy", "iou", "region")
 
 
@@ -62,6 +63,8 @@ def render_page(run: RunFolder, *, groups_per_arm: int = 60, budget: int = 5_500
         script_digest=digest(script),
         table=_table({arm.name: compare(arm.evaluations) for arm in run.runs}),
         arms=[arm.name for arm in run.runs],
+        faithfulness=faithfulness_tables(run.runs),
+        figures=FIGURES,
         data=json_block(data),
     )
 

@@ -10,6 +10,7 @@ from sightline.report.colours import ramp_codes
 from sightline.report.compare import interval, mode_title, series
 from sightline.report.environment import json_block
 from sightline.report.events import RunFolder
+from sightline.report.faithfulness import dependence_curves
 from sightline.report.figures import alarm_kind
 from sightline.report.lines import plain
 from sightline.report.metrics import measure, sentence
@@ -79,6 +80,7 @@ def _arm(run: RunFolder, count: int, map_values: int) -> dict[str, Any]:
         "name": run.name,
         "curves": curves(run.steps),
         "evaluations": _evaluations(run),
+        "dependence": dependence_curves(run),
         "alarms": alarms[:MAX_ALARMS],
         "alarm_count": len(alarms),
         "groups": [pack_group(row, map_values=map_values) for row in shown],

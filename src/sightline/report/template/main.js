@@ -185,6 +185,7 @@ function start() {
   const wanted = new URLSearchParams(location.hash.slice(1));
   if (/^(light|dark)$/.test(wanted.get("theme"))) root.dataset.theme = wanted.get("theme");
   view.charts = buildCurves(data, (step) => view.go({ step }));
+  buildDependence(data);
   buildRollouts(view);
   buildAlarms(data);
   foldResults();

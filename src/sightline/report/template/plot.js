@@ -47,7 +47,7 @@ function bandPath(points, x, y) {
   return `M${up.join("L")}L${down.join("L")}Z`;
 }
 
-// chart: {title, sentence, isShare, hasKeys, lines: [{name, colour, points: [[x, y, low, high]], isExact}]}
+// chart: {title, sentence, isShare, hasKeys, across (what x counts; steps by default), lines: [{name, colour, points: [[x, y, low, high]], isExact}]}
 class Chart {
   constructor(chart, pick) {
     this.chart = chart;
@@ -135,7 +135,7 @@ class Chart {
     this.cross.setAttribute("x1", this.scale.x(at));
     this.cross.setAttribute("x2", this.scale.x(at));
     this.cross.setAttribute("visibility", "visible");
-    const rows = [element("div", { class: "title", text: `step ${at}` })];
+    const rows = [element("div", { class: "title", text: `${this.chart.across || "step"} ${at}` })];
     for (const line of this.chart.lines) {
       const p = line.points.find(([x, y]) => x === at && Number.isFinite(y));
       if (!p) continue;
