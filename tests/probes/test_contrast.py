@@ -79,11 +79,11 @@ def test_text_only_is_the_prompt_without_images(policy: Policy, shares: bool, st
 
 
 @pytest.mark.parametrize("shares", [True, False])
-def test_blocked_attention_hides_the_prompts_images_from_the_reply_only(
+def test_blocked_attention_hides_images_and_crops_from_what_is_said_after_them(
     policy: Policy, shares: bool, talks: list[Group]
 ) -> None:
     """Against one dense mask per Rollout, written down cell by cell."""
-    packer = Packer(policy, shares=shares)
+    packer, crops = Packer(policy, shares=shares), 0
     for group, place, rollout in pairs(
         scoring_pass(packer, talks[:2], (Contrast(intervention=Intervention("attn_block")),))
     ):
@@ -92,6 +92,13 @@ def test_blocked_attention_hides_the_prompts_images_from_the_reply_only(
         mask = dense_mask(batch.end, torch.float32)
         visual = np.flatnonzero(rollout.prompt_ids == policy.image_token)
         mask[0, 0, start:, visual] = torch.finfo(torch.float32).min
+        for turn in rollout.turns:
+            if turn.role == "user":
+                crop = turn.span.start + np.flatnonzero(
+                    rollout.ids[turn.span.start : turn.span.end] == policy.image_token
+                )
+                mask[0, 0, start + turn.span.end :, start + crop] = torch.finfo(torch.float32).min
+                crops += len(crop)
         assert batch.pixels is not None
         assert batch.grids is not None
         with torch.no_grad():
@@ -105,6 +112,7 @@ def test_blocked_attention_hides_the_prompts_images_from_the_reply_only(
         assert seen is not None
         # the last token of the prompt still sees the images
         assert found[0] == pytest.approx(seen[0], abs=1e-5)
+    assert crops > 0
 
 
 @pytest.mark.parametrize("kind", get_args(Divergence))

@@ -103,11 +103,15 @@ class ContrastPass:
         return after
 
     def _blocked(self, part: Part) -> Part:
-        """Visual tokens of the prompt are visible up to the end of the prompt; the tree holds one prompt only."""
+        """Visual tokens, crops of later turns included, are visible up to the policy's next word.
+
+        The tree holds one prompt only.
+        """
         tree = part.tree
-        last = int(tree.previous[tree.where[0][0]])
-        visual = (tree.ids == self.packer.policy.image_token) & (np.arange(len(tree)) <= last)
-        return replace(part, tree=replace(tree, end=np.where(visual, last + 1, tree.end)))
+        words = np.append(np.flatnonzero(tree.sampled), len(tree))
+        word = words[np.searchsorted(words, np.arange(len(tree)))]
+        visual = tree.ids == self.packer.policy.image_token
+        return replace(part, tree=replace(tree, end=np.where(visual, np.minimum(tree.end, word), tree.end)))
 
     def _add(
         self, drafts: Drafts, changed: Packed, draws: dict[int, Draw | None], number: int, name: str, values: Tensor
