@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 
 from sightline.archive import ArchiveConfig
 from sightline.config import load_recipe
+from sightline.credit.config import CreditConfig, ObjectiveConfig, Settings
 from sightline.errors import UserError
 from sightline.methods import METHODS, load_method, load_method_config, method_class, method_config_class
 from sightline.methods.base import Context, Method, MethodConfig, Stream, StreamConfig, in_order, score_table
@@ -118,6 +119,47 @@ def test_presets_are_defaults_under_explicit_keys() -> None:
     assert (mixed.size, mixed.credit.how, mixed.credit.eps) == (2, "dr_grpo", 0.5)
     with pytest.raises(ValidationError):
         Config.model_validate({"preset": ["b"]})
+
+
+class Sized(Settings):
+    width: int = 1
+    height: int = 1
+
+
+class Sections(Settings):
+    inner: Sized = Sized(width=2, height=2)
+
+
+class Layered(MethodConfig):
+    presets: ClassVar = {"b": {"credit": {"how": "rloo", "eps": 0.5}, "objective": {"normalisation": "sequence"}}}
+    preset: Literal["a", "b"] = "a"
+    credit: CreditConfig = CreditConfig(eps=0.25, ddof=1)
+    objective: ObjectiveConfig = ObjectiveConfig(kl=0.04)
+    sections: Sections = Sections()
+
+
+@pytest.mark.parametrize(
+    ("given", "credit", "objective"),
+    [
+        ({}, ("grpo", 0.25, 1), (0.04, "token")),
+        ({"credit": {"ddof": 0}}, ("grpo", 0.25, 0), (0.04, "token")),
+        ({"preset": "b"}, ("rloo", 0.5, 1), (0.04, "sequence")),
+        ({"preset": "b", "credit": {"ddof": 0}}, ("rloo", 0.5, 0), (0.04, "sequence")),
+        ({"preset": "b", "credit": {"eps": 0.1}, "objective": {"kl": 0.5}}, ("rloo", 0.1, 1), (0.5, "sequence")),
+        ({"preset": "b", "objective": ObjectiveConfig()}, ("rloo", 0.5, 1), None),
+    ],
+)
+def test_explicit_keys_go_before_the_preset_and_that_before_the_methods_own_default(given, credit, objective) -> None:
+    found = Layered.model_validate(given)
+    assert (found.credit.how, found.credit.eps, found.credit.ddof) == credit
+    expected = (ObjectiveConfig().kl, ObjectiveConfig().normalisation) if objective is None else objective
+    assert (found.objective.kl, found.objective.normalisation) == expected
+
+
+def test_sections_within_sections_keep_the_methods_own_default_too() -> None:
+    inner = Layered.model_validate({"sections": {"inner": {"width": 5}}}).sections.inner
+    assert (inner.width, inner.height) == (5, 2)
+    assert load_method_config({"name": "grit", "streams": {"grit": {"loss_weight": 2.0}}}).streams.grit.n == 4
 
 
 def test_strict_types() -> None:

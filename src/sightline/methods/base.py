@@ -159,15 +159,10 @@ class MethodConfig(Settings):
     def _under_explicit_keys(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        # a section given in part keeps what the method's own default sets in the rest of it
-        for key, field_info in cls.model_fields.items():
-            own = field_info.default
-            if isinstance(own, BaseModel) and isinstance(values.get(key), Mapping):
-                values = {**values, key: _merged(own.model_dump(exclude_unset=True), values[key])}
         field_of_preset = cls.model_fields.get("preset")
-        if field_of_preset is None:
-            return values
-        return _merged(cls.presets.get(str(values.get("preset", field_of_preset.default)), {}), values)
+        if field_of_preset is not None:
+            values = _merged(cls.presets.get(str(values.get("preset", field_of_preset.default)), {}), values)
+        return _completed(cls, values)
 
 
 ConfigT = TypeVar("ConfigT", bound=MethodConfig)
@@ -247,6 +242,16 @@ def verdicts(judge: Judge, requests: Sequence[JudgeRequest | None]) -> list[Verd
     asked = [request for request in requests if request is not None]
     given = iter(judge.judge(asked) if asked else ())
     return [None if request is None else next(given) for request in requests]
+
+
+def _completed(config: type[BaseModel], values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A section given in part, by a recipe or a preset, keeps what its own default sets in the rest of it."""
+    for key, field_info in config.model_fields.items():
+        own, given = field_info.default, values.get(key)
+        if isinstance(own, BaseModel) and isinstance(given, Mapping):
+            section = _completed(type(own), _merged(own.model_dump(exclude_unset=True), given))
+            values = {**values, key: section}
+    return values
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
