@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -177,10 +178,18 @@ def test_what_cannot_be_done_is_refused(what: Intervention, message: str) -> Non
         intervene([picture(64, 64)], [], FRAME, what)
 
 
-@pytest.mark.parametrize("wrong", [{"probability": 1.2}, {"patch": 0}, {"sigma": -1.0}, {"fill": 300}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"probability": 1.2}, {"probability": math.nan}, {"patch": 0}, {"sigma": -1.0}, {"sigma": math.nan},
+        {"radius": math.inf}, {"fill": 300},
+    ],
+)  # fmt: skip
 def test_values_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="an intervention needs"):
         Intervention(**wrong)
+    with pytest.raises(UserError, match="no intervention is called 'grey'"):
+        Intervention("grey")  # type: ignore[arg-type]
 
 
 def test_another_grid_is_an_error() -> None:

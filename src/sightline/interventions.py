@@ -13,9 +13,10 @@ All chance comes from `key`: the same key gives the same change, whoever asks.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import numpy as np
 
@@ -63,7 +64,7 @@ class Intervention:
         fill: grey level of what is filled.
 
     Raises:
-        UserError: a value out of range.
+        UserError: an unknown kind, or a value out of range.
     """
 
     kind: Kind = "patch_blacken"
@@ -74,11 +75,14 @@ class Intervention:
     fill: int = 0
 
     def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise UserError(f"no intervention is called {self.kind!r}", hint=", ".join(get_args(Kind)))
         if not 0 <= self.probability <= 1 or not 0 <= self.fill <= 255:
             raise UserError("an intervention needs a probability in [0, 1] and a fill in [0, 255]", where=self.kind)
-        if self.patch < 1 or self.sigma < 0 or self.radius < 0:
+        if self.patch < 1 or not (0 <= self.sigma < math.inf and 0 <= self.radius < math.inf):
             raise UserError(
-                "an intervention needs a patch of at least 1 px, and no negative sigma or radius", where=self.kind
+                "an intervention needs a patch of at least 1 px, and a finite sigma and radius from 0 on",
+                where=self.kind,
             )
 
     @property

@@ -69,7 +69,8 @@ def membership(
 
     `coverage`: area of the cell under the union of the boxes / area of the cell. `overlap`: 1 where that is above 0.
     `inclusive_floor`: 1 from the cell of the first corner to the cell of the second, both included, so that a box that
-    ends on a border takes one cell more. Boxes without area own the cell of their centre. Zeros without regions.
+    ends on a border takes one cell more. Where no box covers anything, each owns the cell of its centre. Zeros without
+    regions.
 
     Args:
         regions: gold regions; those of an image that is not there are left out.

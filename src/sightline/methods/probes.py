@@ -12,8 +12,9 @@ All requests of a method are read in one packed pass; every intervention adds on
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, get_args
 
+from sightline.errors import UserError
 from sightline.geometry.grid import Membership
 from sightline.interventions import Intervention
 
@@ -50,6 +51,19 @@ SEGMENTS = ("region", "image", "added", "text")
 everything else. A row sums to one."""
 
 
+def _check(probe: str, **choices: tuple[Any, Any]) -> None:
+    """Refuses a word that is none of its field's choices, which nothing later would notice."""
+    for name, (value, kind) in choices.items():
+        if value not in get_args(kind):
+            hint = ", ".join(map(str, get_args(kind)))
+            raise UserError(f"{name} is {value!r}, which is none of its choices", where=f"probe {probe!r}", hint=hint)
+
+
+def _check_layers(probe: str, layers: Layers) -> None:
+    if isinstance(layers, str):
+        _check(probe, layers=(layers, get_args(Layers)[1]))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegionAttention:
     """Where the rows of the sampled tokens look: their attention mass on SEGMENTS, mean over layers and heads.
@@ -82,6 +96,15 @@ class RegionAttention:
     keeps_maps: bool = False
     in_update: bool = False
 
+    def __post_init__(self) -> None:
+        _check(
+            self.name,
+            align=(self.align, Align),
+            membership=(self.membership, Membership),
+            boxes=(self.boxes, BoxChoice),
+        )
+        _check_layers(self.name, self.layers)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FocusAttention:
@@ -103,6 +126,10 @@ class FocusAttention:
     membership: Membership = "coverage"
     boxes: BoxChoice = "all"
     in_update: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self.name, membership=(self.membership, Membership), boxes=(self.boxes, BoxChoice))
+        _check_layers(self.name, self.layers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +155,12 @@ class Contrast:
     divergence: Divergence | None = None
     top: int = 64
 
+    def __post_init__(self) -> None:
+        if self.divergence is not None:
+            _check(self.name, divergence=(self.divergence, Divergence))
+        if self.draws < 1 or self.top < 1:
+            raise UserError("a contrast needs at least one draw and one token", where=f"probe {self.name!r}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoldLikelihood:
@@ -149,3 +182,6 @@ class GoldLikelihood:
     lead: str = "</think><answer>"
     section: str = "reflection"
     intervention: Intervention | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.name, cut=(self.cut, Cut))
