@@ -216,3 +216,36 @@ def test_logged_conversations_are_read_as_they_were(tmp_path, policy):
     for ours, theirs in zip(logged.group.rollouts, rollouts, strict=True):
         assert (ours.branch, ours.turns) == (theirs.branch, theirs.turns)
         assert ours.sampled.tolist() == theirs.sampled.tolist()
+
+
+RUN = """
+method: {name: %s, turns: {max: 3, max_tokens: 40}}
+model: {name: "embedded:qwen3_vl"}
+data: {train: "scenes:zoom", types: [mark], records_per_step: 2}
+sampling: {max_new_tokens: 40}
+train: {steps: 1, seed: 5, log_groups_every: 1}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [("ground_r1", ()), ("ground_r1/v1", ("--method.bins.bins", "2")), ("deepeyes", ("--method.n", "6"))],
+)
+def test_a_run_with_conversations_is_scored_as_it_was(tmp_path, name, keys):
+    from sightline.commands.train import train_one
+    from sightline.config import load_recipe
+
+    recipe, run = tmp_path / "run.yaml", tmp_path / "run"
+    method, _, preset = name.partition("/")
+    recipe.write_text(RUN % (f"{method}, preset: {preset}" if preset else method))
+    train_one(load_recipe(recipe, keys), run)
+    target = tmp_path / "scored.jsonl"
+    words = ["--preset", name, "--judge", "rules", "--method.turns.max", "3", *keys]
+    assert main(["score", str(run / "rollouts.jsonl"), "--out", str(target), *words]) == 0
+    scored = [json.loads(line) for line in target.read_text().splitlines()]
+    logged = [r for line in (run / "rollouts.jsonl").read_text().splitlines() for r in json.loads(line)["rollouts"]]
+    assert len({r["total"] for r in logged}) > 1
+    assert method == "deepeyes" or any(len(r["turns"]) > 1 for r in logged)
+    for again, first in zip(scored, logged, strict=True):
+        assert (again["branch"], again["terms"], again["total"]) == (first["branch"], first["terms"], first["total"])
+        assert (again["advantage"] or 0.0) == pytest.approx(first["advantage"], abs=1e-6)

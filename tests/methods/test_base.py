@@ -16,6 +16,7 @@ from sightline.credit.config import CreditConfig, ObjectiveConfig, Settings
 from sightline.errors import UserError
 from sightline.methods import METHODS, load_method, load_method_config, method_class, method_config_class
 from sightline.methods.base import Context, Method, MethodConfig, Stream, StreamConfig, in_order, score_table
+from sightline.methods.grit import GRITConfig
 from sightline.methods.ivgr import IVGR, IVGRConfig
 from sightline.train.scoring import archive_for, credit, score
 from sightline.types import Group, Record, Score, Scores
@@ -159,7 +160,7 @@ def test_explicit_keys_go_before_the_preset_and_that_before_the_methods_own_defa
 def test_sections_within_sections_keep_the_methods_own_default_too() -> None:
     inner = Layered.model_validate({"sections": {"inner": {"width": 5}}}).sections.inner
     assert (inner.width, inner.height) == (5, 2)
-    assert load_method_config({"name": "grit", "streams": {"grit": {"loss_weight": 2.0}}}).streams.grit.n == 4
+    assert GRITConfig.model_validate({"streams": {"grit": {"loss_weight": 2.0}}}).streams.grit.n == 4
 
 
 def test_strict_types() -> None:

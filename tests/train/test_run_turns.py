@@ -104,3 +104,15 @@ def test_replies_beyond_the_last_turn_are_an_error_of_the_data(run: Run) -> None
     said(run, [" look", " look", " look", " done"])
     with pytest.raises(UserError, match="of 4"):
         imitate(run)
+
+
+class Warmer(Converses):
+    def streams(self, record: Record) -> tuple[Stream, ...]:
+        first, second = super().streams(record)
+        return first, replace(second, sampling={"temperature": 0.7})
+
+
+def test_a_temperature_that_would_not_be_scored_is_refused(run: Run) -> None:
+    run.method = Warmer()
+    with pytest.raises(UserError, match="stream 'textual' asks for temperature 0.7, but log-probs are scored at 1"):
+        reinforce(run)

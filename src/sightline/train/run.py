@@ -326,7 +326,7 @@ def sample(run: Run, records: Sequence[Record]) -> list[Rollout]:
     rollouts: list[list[Rollout]] = [[] for _ in asked]
     by_settings: dict[SamplingSettings, list[int]] = {}
     for i, (_, stream) in enumerate(asked):
-        by_settings.setdefault(replace(run.settings, **(stream.sampling or {})), []).append(i)
+        by_settings.setdefault(_settings(run, stream), []).append(i)
     for settings, index in by_settings.items():
         streams = [asked[i][1] for i in index]
         shown = [shown_prompt(run, *asked[i]) for i in index]
@@ -335,6 +335,17 @@ def sample(run: Run, records: Sequence[Record]) -> list[Rollout]:
         for i, group in zip(index, sampled, strict=True):
             rollouts[i] = group
     return [rollout for group in rollouts for rollout in group]
+
+
+def _settings(run: Run, stream: Stream) -> SamplingSettings:
+    """The recipe's, with what the stream changes in them. The learner scores every stream at one temperature."""
+    found = replace(run.settings, **(stream.sampling or {}))
+    if found.temperature != run.settings.temperature:
+        raise UserError(
+            f"stream {stream.name!r} asks for temperature {found.temperature:g}, but log-probs are scored at "
+            f"{run.settings.temperature:g}", where="sampling.temperature", hint="set it for the whole run",
+        )  # fmt: skip
+    return found
 
 
 def shown_prompt(run: Run, record: Record, stream: Stream) -> Prompt:
