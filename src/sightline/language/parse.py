@@ -47,6 +47,7 @@ REPLY_PROBLEMS: Mapping[str, str] = {
 }
 """Every problem a Reading may carry, with its meaning; TAG stands for the name of a tag."""
 
+_OPEN = "no answer block"
 _ONCE = ("think", "rethink", "answer")
 
 
@@ -89,7 +90,8 @@ def read_turns(texts: Sequence[str], frame: Frame, sizes: Sequence[Size], *, fin
     """Reads the policy's turns of a conversation; one turn is a single reply, read by `read`.
 
     The whole speaks through its last turn (sections, think, answer), over the text of all turns, one per line. It has
-    the boxes of all turns, in order, and every problem of any turn once. Spans of the whole are places in that text,
+    the boxes of all turns, in order, and every problem of any turn once; that a turn before the last holds no answer is
+    none. Spans of the whole are places in that text,
     those of `turns` in the turn itself.
 
     Args:
@@ -109,7 +111,7 @@ def read_turns(texts: Sequence[str], frame: Frame, sizes: Sequence[Size], *, fin
     if len(turns) == 1:
         return turns[0]
     starts = [sum(len(text) + 1 for text in texts[:i]) for i in range(len(texts))]
-    whole = turns[-1]
+    *earlier, whole = turns
     return replace(
         whole,
         text="\n".join(texts),
@@ -119,7 +121,7 @@ def read_turns(texts: Sequence[str], frame: Frame, sizes: Sequence[Size], *, fin
             for turn, start in zip(turns, starts, strict=True)
             for box in turn.boxes
         ),
-        problems=tuple(dict.fromkeys(problem for turn in turns for problem in turn.problems)),
+        problems=tuple(dict.fromkeys([*(p for turn in earlier for p in turn.problems if p != _OPEN), *whole.problems])),
         turns=turns,
     )
 
