@@ -96,6 +96,9 @@ def test_replies_come_from_the_record(policy: Policy) -> None:
     assert replies(own, "textual", policy.frame) == ("<think> x</think><answer> y</answer>",)
     with pytest.raises(UserError, match=r"meta\.replies"):
         replies(own, "grounded", policy.frame)
+    for odd in ("x", ["x"], 5, {"textual": 5}, {"textual": ["x", 5]}, {"textual": {"x": "y"}}):
+        with pytest.raises(UserError, match=r"meta\.replies: the replies for .* are no texts"):
+            replies(dataclasses.replace(own, meta={"replies": odd}), "textual", policy.frame)
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -97,11 +97,19 @@ def replies(record: Record, template: str, frame: Frame) -> tuple[str, ...]:
     """What a record replies to a template, turn by turn: `meta.replies[template]`, or what the truth of a scene says.
 
     Raises:
-        UserError: the record has neither.
+        UserError: the record has neither, or its replies are no texts.
     """
-    given = record.meta.get("replies", {}).get(template)
+    table = record.meta.get("replies") or {}
+    given = table.get(template) if isinstance(table, Mapping) else table
     if given:
-        return (given,) if isinstance(given, str) else tuple(given)
+        said = [given] if isinstance(given, str) else given
+        is_text = isinstance(said, list | tuple) and all(isinstance(text, str) for text in said)
+        if not (is_text and isinstance(table, Mapping)):
+            raise UserError(
+                f"the replies for the template '{template}' are no texts", where=f"record {record.id}: meta.replies",
+                hint='{"TEMPLATE": "..."}, or a list with one text per turn',
+            )  # fmt: skip
+        return tuple(said)
     if "objects" not in record.meta:
         raise UserError(
             f"no reply for the template '{template}'", where=f"record {record.id}: meta.replies",
