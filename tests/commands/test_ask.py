@@ -193,6 +193,7 @@ def test_no_box_falls_back_with_a_note(scene, capsys) -> None:
         (["rows.jsonl"], "rows.jsonl:1"),
         (["scene.png", "What?", "--out", "picture.gif"], "ends in .png or .html"),
         (["scene.png", "What?", "--max-crops", "0"], "--max-crops"),
+        (["scene.png", "What?", "--min-pixels", "99999999999"], "--min-pixels: Input should be less"),
         (["scene.png", "What?", "--batch", "0"], "--batch: must be at least 1"),
         (["scene.png", "What?", "--min-pixels", "9", "--max-pixels", "4"], "min_pixels must not exceed"),
         (["scene.png", "What?", "--model", "nowhere/at-all"], "nowhere/at-all"),

@@ -34,7 +34,10 @@ class _Crops(_Settings):
         default=4, ge=1, le=64, description="crops per question or conversation; further boxes get none"
     )
     min_pixels: int | None = Field(
-        default=None, ge=1, description="crops of a smaller area are enlarged to it, in pixels; null leaves them"
+        default=None,
+        ge=1,
+        le=2**24,
+        description="crops of a smaller area are enlarged to it, in pixels; null: as they are",
     )
     max_pixels: int | None = Field(
         default=None, ge=1, description="crops of a larger area are reduced to it, in pixels; null leaves them"
