@@ -11,7 +11,7 @@ import pytest
 from measured import Stock, pairs, plain_groups, segment_table
 from sightline.errors import SightlineError, UserError
 from sightline.geometry.grid import Membership
-from sightline.methods.probes import BoxChoice, RegionAttention
+from sightline.methods.probes import BoxChoice, Contrast, FocusAttention, GoldLikelihood, RegionAttention
 from sightline.policy.load import Policy
 from sightline.policy.packing import Packer
 from sightline.probes.look import look
@@ -160,8 +160,25 @@ def test_what_the_model_does_not_have(policy: Policy, probe: RegionAttention, me
         scoring_pass(Packer(policy), plain_groups(policy, 1), (probe,))
 
 
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        (RegionAttention, {"align": "comsumer"}),
+        (RegionAttention, {"membership": "overlaps"}),
+        (FocusAttention, {"boxes": "last"}),
+        (FocusAttention, {"layers": "last-third"}),
+        (Contrast, {"divergence": "kl"}),
+        (Contrast, {"draws": 0}),
+        (GoldLikelihood, {"cut": "end"}),
+    ],
+)
+def test_a_word_that_is_no_choice_is_refused_at_once(kind: Any, wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"none of its choices|at least one draw"):
+        kind(**wrong)
+
+
 def test_a_file_that_is_no_list_of_heads(policy: Policy, tmp_path: Any) -> None:
-    for content in ("{", "[]", '{"heads": 3}', '{"heads": [[1]]}', '{"heads": [["a", 1]]}'):
+    for content in ("{", "[]", '{"heads": 3}', '{"heads": [[1]]}', '{"heads": [["a", 1]]}', '{"heads": [[0.5, 1]]}'):
         file = tmp_path / "heads.json"
         file.write_text(content)
         with pytest.raises(UserError, match="not a list of heads"):

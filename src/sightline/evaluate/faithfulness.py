@@ -156,12 +156,7 @@ def faithfulness(
         part = bounded[start : start + batch]
         results = asked.answers(part)
         seen += _looks(policy, results, (reader or Reader()).probes, seed)
-        columns = {"original": asked.accuracies(results)}
-        for kind in CHANGES:
-            changed = [changed_record(r, policy.frame, Intervention(kind), (seed, "faithfulness", r.id)) for r in part]
-            columns[kind] = asked.accuracies(asked.answers(changed))
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        correct += [{k: v for k, v in row.items() if v is not None} for row in rows if None not in row.values()]
+        correct += asked.under_changes(part, results)
     if not correct:
         raise UserError("no rule decides about these answers", hint="use records with options, numbers or short words")
     return _found(mode, correct, seen, len(records) - len(correct), seed)
@@ -203,6 +198,16 @@ class _Asked:
         from sightline.evaluate.metrics import measure
 
         return [measure(result, self.judge).get("accuracy") for result in results]
+
+    def under_changes(self, records: Sequence[Record], results: Sequence[ModeResult]) -> list[dict[str, float]]:
+        """Accuracy of each record as it is and under each of CHANGES; records that no rule decides are left out."""
+        columns, frame = {"original": self.accuracies(results)}, self.policy.frame
+        for kind in CHANGES:
+            key = (self.seed, "faithfulness")
+            changed = [changed_record(r, frame, Intervention(kind), (*key, r.id)) for r in records]
+            columns[kind] = self.accuracies(self.answers(changed))
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        return [{k: v for k, v in row.items() if v is not None} for row in rows if None not in row.values()]
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,10 +153,13 @@ class PolicyModule(nn.Module):
         rows = states.reshape(-1, states.shape[-1])[batch.predictor]
         out = self._score(rows, batch.target, temperature, entropies)
         if against is not None:
-            parts = zip(rows.split(self.chunk), against.states.split(self.chunk), strict=True)
-            found = [against.between(self.scores(b, temperature), self.scores(a, temperature)) for a, b in parts]
-            out = replace(out, divergence=torch.cat(found))
+            out = replace(out, divergence=self._compared(rows, against, temperature))
         return replace(out, hidden=rows) if hidden else out
+
+    @torch.no_grad()
+    def _compared(self, rows: Tensor, against: Against, temperature: float) -> Float[Tensor, "scored"]:
+        parts = zip(rows.split(self.chunk), against.states.split(self.chunk), strict=True)
+        return torch.cat([against.between(self.scores(b, temperature), self.scores(a, temperature)) for a, b in parts])
 
     def _is_sharded(self) -> bool:
         from torch.distributed.fsdp import FSDPModule

@@ -77,8 +77,15 @@ def read_heads(path: str) -> Heads:
     hint = "sightline attention calibrate MODEL DATA writes one"
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        return tuple((int(layer), int(head)) for layer, head in content["heads"])
     except FileNotFoundError:
         raise UserError("the list of heads does not exist", where=path, hint=hint) from None
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"not a list of heads: {error}", where=path, hint=hint) from error
+    pairs = content.get("heads") if isinstance(content, dict) else None
+    if not isinstance(pairs, list) or not all(_is_pair(pair) for pair in pairs):
+        raise UserError("not a list of heads: 'heads' should hold pairs of layer and head", where=path, hint=hint)
+    return tuple((layer, head) for layer, head in pairs)
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(number) is int for number in value)
