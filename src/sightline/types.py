@@ -155,8 +155,7 @@ class Prompt:
 class NextTurn:
     """A turn of the user that a rule inserts after a reply: its images, then its text.
 
-    `boxes` tells where each image was cut out (original pixels of image 0 of the Prompt), as far as it was. `opening`
-    are words ahead of the images, such as a tag that the text closes.
+    `boxes`: where each image was cut out, in original pixels of the Prompt's image 0. `opening`: words ahead of them.
     """
 
     text: str
