@@ -4,7 +4,7 @@ Layout::
 
     run.json            versions, seed, model, frame, method, arms
     events.jsonl        one StepStats a line
-    evaluations.jsonl   one evaluation a line: step, label, mode, n, metrics with mean, low, high
+    evaluations.jsonl   one evaluation a line: step, label, mode, n, metrics with mean, low, high; faithfulness
     rollouts.jsonl      one logged Group a line
     images/             thumbnails, named by the first 16 characters of the image's digest
     arms/NAME/          each an ordinary run folder
