@@ -115,6 +115,7 @@ class AnchorConfig(Settings):
         default="last_third", description="decoder layers; last_third: L - 1 - ceil(L/3) to L - 2 of L, from 0"
     )
     heads: HeadList | None = Field(default=None, description="(layer, head) pairs in place of layers; null for all")
+    heads_file: str | None = Field(default=None, description="list of heads by `sightline attention calibrate`")
     normalise: AnchorNormalise = Field(
         default="mean_then_norm", description="mean over heads before or after normalising over the image, or raw mass"
     )

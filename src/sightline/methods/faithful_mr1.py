@@ -80,6 +80,7 @@ class Attend(Settings):
     row_align: Literal["producer", "consumer"] = Field(default="producer", description="row that predicts the token")
     layers: LayerChoice = Field(default="last_third", description="decoder layers of a_t")
     heads: HeadList | None = Field(default=None, description="(layer, head) pairs in place of layers")
+    heads_file: str | None = Field(default=None, description="list of heads by `sightline attention calibrate`")
     n_min: int = Field(default=4, ge=1, description="replies with fewer tokens get what constant attention would")
     tau: float = Field(default=0.0, description="least effect of masking the region beyond a random one, nats")
 
@@ -144,7 +145,13 @@ class FaithfulMR1(Method[FaithfulMR1Config]):
         score, anchor, cf, causal = self.config.score, self.config.anchor, self.config.cf, self.config.causal
         keeps = score.attend_to == "focus_map"
         asked: list[Probe] = [
-            RegionAttention(layers=score.layers, heads=score.heads, align=score.row_align, keeps_maps=keeps)
+            RegionAttention(
+                layers=score.layers,
+                heads=score.heads,
+                heads_file=score.heads_file,
+                align=score.row_align,
+                keeps_maps=keeps,
+            )  # fmt: skip
         ]
         if score.axis != "region":
             divergence = None if causal.estimator in ("k3", "logratio_pos") else causal.estimator
@@ -156,7 +163,8 @@ class FaithfulMR1(Method[FaithfulMR1Config]):
             shape = "overlap" if anchor.target == "binary" else "coverage"
             asked.append(
                 FocusAttention(
-                    token=self.config.focus.text, layers=anchor.layers, heads=anchor.heads, membership=shape,
+                    token=self.config.focus.text, layers=anchor.layers, heads=anchor.heads,
+                    heads_file=anchor.heads_file, membership=shape,
                     in_update=self.config.reward.anchor_coef_rl > 0,
                 )
             )  # fmt: skip

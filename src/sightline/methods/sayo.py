@@ -63,6 +63,7 @@ class Attention(Settings):
 
     layers: LayerChoice = Field(default=(-1,), description="decoder layers, negative ones from the end")
     heads: HeadList | None = Field(default=None, description="(layer, head) pairs in place of layers; null for all")
+    heads_file: str | None = Field(default=None, description="list of heads by `sightline attention calibrate`")
     row_select: Literal["entropy_top", "all", "answer_excluded", "causal_top"] = Field(
         default="entropy_top",
         description="rows: highest entropy, all, outside the answer, or most changed by the image",
@@ -150,8 +151,8 @@ class SAYO(Method[SAYOConfig]):
     def probes(self) -> tuple[Probe, ...]:
         rules = self.config.attention
         region = RegionAttention(
-            layers=rules.layers, heads=rules.heads, align=rules.row_align, membership=rules.membership,
-            boxes=rules.boxes, keeps_maps=rules.denominator == "image_mean_no_sink",
+            layers=rules.layers, heads=rules.heads, heads_file=rules.heads_file, align=rules.row_align,
+            membership=rules.membership, boxes=rules.boxes, keeps_maps=rules.denominator == "image_mean_no_sink",
         )  # fmt: skip
         changed = (Contrast(intervention=Intervention("patch_blacken")),) if rules.row_select == "causal_top" else ()
         return (region, *changed)

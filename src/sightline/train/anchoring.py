@@ -105,7 +105,7 @@ def anchor_loss(
         records, tokens: of the whole optimiser step.
         start: the policy of `w_kl`.
     """
-    batch, chosen = lessons.batch, choose_heads(policy, config.layers, config.heads)
+    batch, chosen = lessons.batch, choose_heads(policy, config.layers, config.heads, config.heads_file)
     has_text = len(batch.target) > 0 and (config.w_lm > 0 or config.w_kl > 0)
     readout = MapReadout(lessons.queries, lessons.keys, chosen.layers, chosen.heads)
     outputs = policy.module(batch, readout=readout, stops_at=None if has_text else max(chosen.layers))
