@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 
@@ -50,3 +51,16 @@ def test_one_stream_only(monkeypatch, capsys, data):
     assert "your reward" in shown
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert main(["play", "demo", "--stream", "tool", "--data.train", str(data), "--data.validation", str(data)]) == 2
+
+
+def test_a_conversation_shows_the_crop_and_reads_on(monkeypatch, capsys):
+    words = ["play", "ground_r1", "--limit", "1", "--data.train", "scenes:zoom", "--data.validation", "scenes:zoom"]
+    ask = "<think> look </think><box>[10,20,110,70]</box>\n\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{ask}<think> so </think><answer> red </answer>\n\n"))
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"image 1: \S+ \(100 x 50 px\)\nThis is the region you asked for", shown)
+    assert "all 2 turns have the form" in shown
+    monkeypatch.setattr("sys.stdin", io.StringIO(ask))
+    assert main(words) == 0
+    assert "0 of 1 turns have the form" in capsys.readouterr().out

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from tyro.conf import Positional, Suppress
 
 from sightline.commands.frames import FrameName, frame_named
-from sightline.types import Group, Prompt, Record, Rollout
+from sightline.types import Group, ImageRef, Prompt, Reading, Record, Rollout, Span, Turn
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sightline.methods.base import Context, Method
+    from sightline.methods.base import Context, Method, Stream
 
 __all__ = ["Play"]
 
@@ -26,8 +27,9 @@ __all__ = ["Play"]
 class Play:
     """Be the policy: see a question, type a reply, get your own reward breakdown.
 
-    A reply ends with an empty line. An empty reply goes on to the next question; end of input ends the game. What you
-    write in a grounded stream enters the archive, and your textual reply is compared with it, as in training.
+    A reply ends with an empty line. An empty reply goes on to the next question; end of input ends the game. Where the
+    method holds conversations you are shown what you asked for, and reply again. What you write in a grounded stream
+    enters the archive, and your textual reply is compared with it, as in training.
     """
 
     recipe: Positional[str] = "demo"
@@ -65,8 +67,10 @@ class Play:
         try:
             with tempfile.TemporaryDirectory(prefix="sightline-play-") as folder:
                 for number in range(count):
-                    game = _Round(source.at(number), method, replace(context, step=number), console)
-                    game.show(Path(folder), self.columns)
+                    game = _Round(
+                        source.at(number), method, replace(context, step=number), console, Path(folder), self.columns
+                    )
+                    game.show()
                     if not game.play(self.stream):
                         break
         finally:
@@ -82,19 +86,23 @@ class _Round:
     method: Method
     context: Context
     console: Console
+    folder: Path
+    columns: int
 
-    def show(self, folder: Path, columns: int) -> None:
+    def show(self) -> None:
+        self.console.rule(self.record.id)
+        for number, image in enumerate(self.record.images):
+            self._picture(number, image)
+
+    def _picture(self, number: int, ref: ImageRef) -> None:
         from sightline.commands.picture import half_blocks
         from sightline.images import open_image
 
-        self.console.rule(self.record.id)
-        for number, ref in enumerate(self.record.images):
-            image = open_image(ref)
-            path = folder / f"{self.context.step}-{number}.png"
-            image.save(path)
-            if columns and self.console.is_terminal:
-                self.console.print(half_blocks(image, columns))
-            self._say(f"image {number}: {path} ({image.width} x {image.height} px)", "dim")
+        image, path = open_image(ref), self.folder / f"{self.context.step}-{number}.png"
+        image.save(path)
+        if self.columns and self.console.is_terminal:
+            self.console.print(half_blocks(image, self.columns))
+        self._say(f"image {number}: {path} ({image.width} x {image.height} px)", "dim")
 
     def play(self, only: str) -> bool:
         """Asks each stream and scores the replies; false at the end of the input."""
@@ -109,32 +117,51 @@ class _Round:
             prompt = self._prompt(stream)
             self._say(f"\nstream {stream.name}", "bold")
             self._say("\n".join(part for part in prompt.messages[-1].content if isinstance(part, str)).strip())
-            text = read_reply(self.console)
-            if text is None:
+            turns = self._turns(stream, prompt)
+            if turns is None:
                 return False
-            if text:
-                self._score(prompt, stream.forced_prefix + text)
+            if turns:
+                self._score(prompt, turns)
         self._say(f"\nthe answer was: {self.record.answer}", "bold")
         for region in self.record.regions:
             size = self.record.images[region.image].size
             self._say(f"{region.label or region.role}: {list(self.context.frame.write(region.box, size))}", "dim")
         return True
 
-    def _prompt(self, stream: Any) -> Prompt:
+    def _prompt(self, stream: Stream) -> Prompt:
         from sightline.language.prompts import prompt
 
         return prompt(self.record, stream.name, stream.template, "full", forced_prefix=stream.forced_prefix)
 
-    def _score(self, prompt: Prompt, text: str) -> None:
-        from sightline.language.parse import read
-        from sightline.train.scoring import score
+    def _turns(self, stream: Stream, prompt: Prompt) -> list[Turn] | None:
+        """The replies to one prompt, and what the stream's rule says between them; None at the end of the input."""
+        turns: list[Turn] = []
+        count = len(prompt.images)
+        while (text := read_reply(self.console)) is not None:
+            if not text:
+                return turns
+            turns.append(_turn("assistant", text if turns else stream.forced_prefix + text))
+            readings = self._read(turns).turns or (self._read(turns),)
+            following = None if stream.turns is None else stream.turns.next(prompt, readings)
+            if following is None:
+                return turns
+            for number, image in enumerate(following.images, start=count):
+                self._picture(number, image)
+            self._say(following.text.strip())
+            turns.append(_turn("user", following.text, tuple(range(count, count + len(following.images)))))
+            count += len(following.images)
+        return turns or None
+
+    def _read(self, turns: Sequence[Turn]) -> Reading:
+        from sightline.language.parse import read_turns
 
         sizes = [image.size for image in self.record.images]
-        group = Group(
-            record=self.record,
-            rollouts=(_typed(prompt, text),),
-            readings=(read(text, self.context.frame, sizes),),
-        )
+        return read_turns([turn.text for turn in turns if turn.role == "assistant"], self.context.frame, sizes)
+
+    def _score(self, prompt: Prompt, turns: Sequence[Turn]) -> None:
+        from sightline.train.scoring import score
+
+        group = Group(record=self.record, rollouts=(_typed(prompt, turns),), readings=(self._read(turns),))
         (scored,) = score(self.method, [group], self.context, workers=1)
         self._explain(scored)
 
@@ -173,8 +200,13 @@ def read_reply(console: Console) -> str | None:
     return "\n".join(lines) if lines else None
 
 
-def _typed(prompt: Prompt, text: str) -> Rollout:
+def _turn(role: Literal["assistant", "user"], text: str, images: tuple[int, ...] = ()) -> Turn:
+    return Turn(role=role, span=Span(0, 0), text=text, images=images)
+
+
+def _typed(prompt: Prompt, turns: Sequence[Turn]) -> Rollout:
     """What was typed as a rollout; words stand for tokens."""
+    text = "\n".join(turn.text for turn in turns if turn.role == "assistant")
     count = max(1, len(text.split()))
     return Rollout(
         prompt=prompt,
@@ -185,4 +217,5 @@ def _typed(prompt: Prompt, text: str) -> Rollout:
         logprobs=np.zeros(count, dtype=np.float32),
         text=text,
         finish="stop",
+        turns=tuple(turns),
     )
