@@ -49,6 +49,25 @@ def test_evaluation_repeats_bit_by_bit(checkpoints, scenes, capsys):
     assert answers[0] == answers[2]
 
 
+def test_eval_of_published_rows_with_a_judge(checkpoints, scenes, tmp_path, capsys):
+    image = next((scenes.parent / "images").glob("*.png"))
+    asked = {"image": image.name, "question": "What is it?", "answer": "a red cup on a table", "bboxs": [[0, 0, 9, 9]]}
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({**asked, "dataset": name}) + "\n" for name in ("gqa", "vsr")))
+    words = [
+        *("eval", "--model", str(checkpoints["qwen3_vl"]), "--data", str(rows), "--reader", "grit"),
+        *("--image-root", str(image.parent), "--modes", "grit", "--max-new-tokens", "6", "--json"),
+    ]
+    assert main([*words, "--judge.kind", "offline", "--out", "a.jsonl"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert (figures["reader"], figures["judge"]["kind"]) == ("grit", "offline")
+    (event,) = figures["evaluations"]
+    assert {"accuracy", "iou_union"} <= event["metrics"].keys()
+    assert event["sets"]["n"] == {"gqa": 1, "vsr": 1}
+    assert main([*words, "--judge.kind", "http", "--out", "b.jsonl"]) == 2
+    assert "error: --judge: kind http needs url and model" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("mode", ["textual", "grounded", "crops", "crops+union"])
 def test_ask_one_image(mode, checkpoints, scenes, tmp_path, capsys):
     image = next((scenes.parent / "images").glob("*.png"))

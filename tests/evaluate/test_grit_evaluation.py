@@ -73,6 +73,14 @@ class TestMetrics:
         assert found["counts_match"] == 0
         assert found["box_validity"] == pytest.approx(2 / 3)
 
+    def test_a_box_written_again_in_the_rethink_is_counted_once(self) -> None:
+        record = next(r for r in COUNTS if r.answer == "2")
+        text = true_reply(record)
+        first = text[text.index("{") : text.index("}") + 1]
+        again = text.replace("</rethink>", f" {first}</rethink>")
+        assert again != text
+        assert measure(result(record, again))["counts_match"] == 1
+
     def test_a_question_that_counts_nothing_has_no_counts_match(self) -> None:
         record = record_at("hard", "test", 0, 0)
         assert "counts_match" not in measure(result(record, true_reply(record)))

@@ -114,5 +114,5 @@ class Warmer(Converses):
 
 def test_a_temperature_that_would_not_be_scored_is_refused(run: Run) -> None:
     run.method = Warmer()
-    with pytest.raises(UserError, match="stream 'textual' asks for temperature 0.7, but log-probs are scored at 1"):
+    with pytest.raises(UserError, match=r"'textual' asks for temperature 0\.7, but log-probs are scored at 1"):
         reinforce(run)

@@ -12,6 +12,7 @@ from tyro.conf import Positional, arg
 
 from sightline.commands.correlation import CorrelationOptions
 from sightline.commands.faithfulness import FaithfulnessOptions, curve_line, faithfulness_table
+from sightline.commands.judge import JudgeOptions
 from sightline.commands.model import DEFAULT
 from sightline.errors import UserError
 from sightline.sampling.modes import Mode, ModeConfig
@@ -41,6 +42,10 @@ class Evaluate:
     """Records: a .jsonl or .parquet file, or `scenes:LEVEL` (their test split)."""
     types: tuple[str, ...] = ()
     """Question types of scenes: mark, count, relation, region; default mark."""
+    reader: str = "ours"
+    """How to read a file: a name of the readers table, or `package.module:function`."""
+    image_root: Path | None = None
+    """Folder that relative image paths start from; default that of the file."""
     modes: tuple[Mode, ...] = ("textual", "grounded")
     """How the questions are put."""
     limit: int = 500
@@ -52,6 +57,7 @@ class Evaluate:
     max_new_tokens: int | None = None
     """Longest reply; default 64 for the embedded policy, 1024 for others."""
     crops: Annotated[ModeConfig, arg(name="")] = field(default_factory=ModeConfig)
+    judge: JudgeOptions = field(default_factory=JudgeOptions)
     correlation: CorrelationOptions = field(default_factory=CorrelationOptions)
     faithful: Annotated[FaithfulnessOptions, arg(name="")] = field(default_factory=FaithfulnessOptions)
     batch: int = 64
@@ -80,19 +86,23 @@ class Evaluate:
             temperature=self.temperature, max_new_tokens=self.max_new_tokens,
             limit=self.limit, seed=self.seed, batch=self.batch,
         )  # fmt: skip
+        self.judge.config()
         self.correlation.check(self.modes)
         self.faithful.check()
         source(self.model)  # a mistake in the name is told before the records are made
-        records = held_out(self.data, self.limit, self.seed, types=self.types)
+        records = held_out(
+            self.data, self.limit, self.seed, types=self.types, reader=self.reader, image_root=self.image_root
+        )
         policy = open_policy(self.model, device=self.device, dtype=self.dtype)
         path = self.out or self._default_path()
         path.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is told before the work
         limit = token_limit(policy, self.max_new_tokens)
         settings = SamplingSettings(temperature=self.temperature, max_new_tokens=limit)
-        evaluation = evaluate(
-            policy, records, self.modes, settings=settings, config=self.crops,
-            seed=self.seed, label=self.data, batch=self.batch,
-        )  # fmt: skip
+        with self.judge.opened(path.with_suffix(".verdicts")) as judge:
+            evaluation = evaluate(
+                policy, records, self.modes, settings=settings, config=self.crops, judge=judge,
+                seed=self.seed, label=self.data, batch=self.batch,
+            )  # fmt: skip
         picked = self.correlation.run(
             evaluation, records, policy.frame, seed=self.seed, cache=path.with_suffix(".picks")
         )
@@ -142,6 +152,8 @@ class Evaluate:
             "model": self.model,
             "data": self.data,
             "types": list(self.types),
+            "reader": self.reader,
+            "judge": asdict(self.judge),
             "seed": self.seed,
             "temperature": self.temperature,
             "max_new_tokens": limit,

@@ -121,7 +121,9 @@ def judge_config(values: dict[str, Any]) -> JudgeConfig:
         return JudgeConfig.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(first["msg"], where=".".join(("--judge", *map(str, first["loc"])))) from error
+        raise UserError(
+            first["msg"].removeprefix("Value error, "), where=".".join(("--judge", *map(str, first["loc"])))
+        ) from error
 
 
 def score_rows(group: Group, step: int) -> Iterator[dict[str, Any]]:

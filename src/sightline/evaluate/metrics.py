@@ -130,12 +130,18 @@ def _overlap(result: ModeResult) -> dict[str, float]:
 
 
 def _counts(result: ModeResult) -> dict[str, float]:
-    """Whether as many boxes were written as there are things to count, and how many of them are boxes at all."""
-    from sightline.rewards.counting import gold_count
+    """Whether as many boxes were written as there are things to count, and how many of them are boxes at all.
 
-    gold, written = gold_count(result.record), result.boxes
+    In the mode grit a box that is written again behind the chain counts nothing a second time.
+    """
+    from sightline.rewards.counting import gold_count
+    from sightline.rewards.grit import chain_end
+
+    gold, written, reading = gold_count(result.record), result.boxes, result.readings[0]
+    end = chain_end(reading) if result.mode == "grit" else len(reading.text)
+    counted = sum(found.span.start < end for found in written)
     return {
-        **({} if gold is None else {"counts_match": float(len(written) == gold)}),
+        **({} if gold is None else {"counts_match": float(counted == gold)}),
         **({"box_validity": sum(found.is_valid for found in written) / len(written)} if written else {}),
     }
 

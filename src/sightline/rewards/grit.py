@@ -13,7 +13,7 @@ from sightline.language.strict import comma_lists
 from sightline.rewards.bleu import bleu_1, words
 from sightline.types import Reading, Record, Score
 
-__all__ = ["CountAs", "answer_bleu", "any_box", "chain_boxes", "grit_format", "tag_pairs"]
+__all__ = ["CountAs", "answer_bleu", "any_box", "chain_boxes", "chain_end", "grit_format", "tag_pairs"]
 
 CountAs = Literal["written", "valid", "distinct"]
 
@@ -64,8 +64,7 @@ def chain_boxes(reading: Reading, count_as: CountAs = "written") -> int:
         >>> chain_boxes(Reading(text='<think> {"bbox_2d": [0, 0, 0, 0]} (9, 9, 1, 1) </think><rethink> 1,2,3,4'))
         2
     """
-    starts = [reading.text.find(tag) for tag in ("<rethink>", "<answer>")]
-    end = min((at for at in starts if at >= 0), default=len(reading.text))
+    end = chain_end(reading)
     if count_as == "written":
         return len(comma_lists(reading.text[:end]))
     valid = [found for found in reading.boxes if found.is_valid and found.span.start < end]
@@ -76,6 +75,17 @@ def chain_boxes(reading: Reading, count_as: CountAs = "written") -> int:
         for place, found in enumerate(valid)
     )
     return sum(not is_repeated for is_repeated in repeated)
+
+
+def chain_end(reading: Reading) -> int:
+    """The character at which a reply rethinks, or answers where it does not rethink; its length without either.
+
+    Example:
+        >>> chain_end(Reading(text="<think> a </think><rethink> b"))
+        18
+    """
+    starts = [reading.text.find(tag) for tag in ("<rethink>", "<answer>")]
+    return min((at for at in starts if at >= 0), default=len(reading.text))
 
 
 def any_box(written: int) -> Score:
