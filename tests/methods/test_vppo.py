@@ -78,6 +78,12 @@ def test_masked_rollouts_set_no_range(world) -> None:
     assert not found.credits[2].weight.any()
 
 
+def test_replies_that_were_not_measured_have_plain_credit(world) -> None:
+    found = credited(vppo(), world, world.group(world.record(), textual=[GOOD, BAD]))[0]
+    assert [c.parts["advantage"] for c in found.credits] == pytest.approx([2**-0.5, -(2**-0.5)], abs=1e-4)
+    assert all((c.advantage != 0).all() for c in found.credits)
+
+
 def test_the_mean_effect_is_shown_and_counts_nothing(world) -> None:
     group = contrasted(world.group(world.record(), textual=[GOOD, BAD]), [-2] * 4, [0] * 4)
     scored = score(vppo(), [group], world.context())[0]

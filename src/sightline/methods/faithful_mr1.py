@@ -144,15 +144,8 @@ class FaithfulMR1(Method[FaithfulMR1Config]):
     def probes(self) -> tuple[Probe, ...]:
         score, anchor, cf, causal = self.config.score, self.config.anchor, self.config.cf, self.config.causal
         keeps = score.attend_to == "focus_map"
-        asked: list[Probe] = [
-            RegionAttention(
-                layers=score.layers,
-                heads=score.heads,
-                heads_file=score.heads_file,
-                align=score.row_align,
-                keeps_maps=keeps,
-            )  # fmt: skip
-        ]
+        where = {"layers": score.layers, "heads": score.heads, "heads_file": score.heads_file}
+        asked: list[Probe] = [RegionAttention(**where, align=score.row_align, keeps_maps=keeps)]
         if score.axis != "region":
             divergence = None if causal.estimator in ("k3", "logratio_pos") else causal.estimator
             changed = Intervention(cf.kind, probability=cf.prob, patch=cf.patch)

@@ -94,6 +94,8 @@ class VPPO(Method[VPPOConfig]):
 
     def credit(self, group: Group) -> tuple[Credit, ...]:
         credits = credit_for(group, **self.config.credit.model_dump())
+        if not group.measurements:  # replies that were logged and are scored again
+            return credits
         scales = self._scales(group)
         found = []
         for rollout, seen, credit, scale in zip(group.rollouts, group.measurements, credits, scales, strict=True):
