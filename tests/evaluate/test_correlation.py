@@ -65,6 +65,14 @@ class TestText:
         empty = read("<think> none (9,9,9,9) </think>", FRAME, [RECORDS[0].images[0].size])
         assert chains_of(RECORDS[:1], [empty]) == []
 
+    def test_a_box_counts_once_and_not_in_the_answer(self) -> None:
+        text = "<think> [10,10,500,500] </think><rethink> [10,10,500,500] [0,0,90,90] </rethink><answer> [5,5,99,99]"
+        (chain,) = chains_of(RECORDS[:1], [read(text, FRAME, [RECORDS[0].images[0].size])])
+        assert len(chain.boxes) == 2
+        assert chain.text.count(MASK) == 3
+        alone = read("<think> a </think><answer> [5,5,99,99]", FRAME, [RECORDS[0].images[0].size])
+        assert chains_of(RECORDS[:1], [alone]) == []
+
     def test_a_table_gives_the_same_chains(self) -> None:
         texts = [said(record).text for record in RECORDS[:6]]
         rows = [

@@ -109,12 +109,17 @@ class Correlation:
 
 
 def chains_of(records: Sequence[Record], readings: Sequence[Reading]) -> list[Chain]:
-    """The chains of replies that have a valid box; of several images, the one of the first box is taken."""
+    """The chains of replies that have a valid box; of several images, the one of the first box is taken.
+
+    A box that is written again is drawn once: its random counterparts would show that there are two. Boxes of the
+    answer do not belong to the chain.
+    """
     found = []
     for record, reading in zip(records, readings, strict=True):
-        valid = [box for box in reading.boxes if box.is_valid and box.image < len(record.images)]
+        end = _answer_start(reading)
+        valid = [b for b in reading.boxes if b.is_valid and b.image < len(record.images) and b.span.start < end]
         if valid:
-            own = tuple(box.box for box in valid if box.image == valid[0].image)
+            own = tuple(dict.fromkeys(box.box for box in valid if box.image == valid[0].image))
             image = record.images[valid[0].image]
             found.append(Chain(record=record, text=masked_text(reading), boxes=own, image=image))
     return found
@@ -141,8 +146,7 @@ def masked_text(reading: Reading) -> str:
         >>> masked_text(read(text, Frame("relative_1000", 32, 1024, 65536), [Size(64, 64)]))
         'the cup [box] is red'
     """
-    end = reading.text.find("<answer>")
-    end = len(reading.text) if end < 0 else end
+    end = _answer_start(reading)
     parts, start = [], 0
     for box in reading.boxes:
         if start <= box.span.start and box.span.end <= end:
@@ -231,6 +235,11 @@ def with_correlation(evaluation: Evaluation, found: Mapping[str, Correlation]) -
         both = {**estimates[mode], "correlation": mean_interval(list(one.by_record.values()))}
         estimates[mode] = {name: both[name] for name in METRICS if name in both}
     return replace(evaluation, rows=tuple(rows), estimates=estimates)
+
+
+def _answer_start(reading: Reading) -> int:
+    at = reading.text.find("<answer>")
+    return len(reading.text) if at < 0 else at
 
 
 def _random(seed: int, record: str, repetition: int) -> np.random.Generator:
