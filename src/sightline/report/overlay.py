@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,16 +85,8 @@ def html(
     style = source("overlay.css")
     anchors = {label: f"crop-{number}" for number, (label, _) in enumerate(crops, start=1)}
     shapes = [
-        {
-            "x": round(box.x1, 2),
-            "y": round(box.y1, 2),
-            "width": round(max(box.width, 0.0), 2),
-            "height": round(max(box.height, 0.0), 2),
-            "label": labels[i] if i < len(labels) else "",
-            "style": _style(styles, i),
-            "anchor": anchors.get(labels[i], "") if i < len(labels) else "",
-        }
-        for i, box in enumerate(Box(*box) for box in boxes)
+        _shape(Box(*box), labels[i] if i < len(labels) else "", _style(styles, i), anchors)
+        for i, box in enumerate(boxes)
     ]
     return (
         environment()
@@ -114,6 +106,13 @@ def html(
             ],
         )
     )
+
+
+def _shape(box: Box, label: str, style: Style, anchors: Mapping[str, str]) -> dict[str, Any]:
+    """A box as the page draws it, tied to the crop of the same label."""
+    width, height = max(box.width, 0.0), max(box.height, 0.0)
+    place = {"x": round(box.x1, 2), "y": round(box.y1, 2), "width": round(width, 2), "height": round(height, 2)}
+    return {**place, "label": label, "style": style, "anchor": anchors.get(label, "")}
 
 
 def _png(image: Image.Image) -> str:
