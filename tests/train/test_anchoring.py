@@ -320,3 +320,26 @@ def test_a_run_resumes_exactly_across_the_stages(tmp_path: Path) -> None:
         assert all(torch.equal(whole[0][n], parts[0][n]) for n in whole[0])
         for key, state in whole[1].items():
             assert all(torch.equal(value, parts[1][key][name]) for name, value in state.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--method.focus.count 2 --method.score.attend_to focus_map --method.reward.anchor_coef_rl 0.1",
+        "--method.focus.mode generated --method.score.axis region",
+        "--method.focus.reuse <back> --method.anchor.lm_target dataset --method.score.axis both",
+        "--method.focus.token <Look> --method.anchor.lm_target focus_only --method.anchor.w_kl 0.1",
+        "--method.anchor.lm_target none --method.causal.estimator full_kl --method.cf.kind text_only --method.cf.draws 2",
+        "--method.anchor.sink_exclude true --method.causal.estimator jsd --method.cf.kind attn_block",
+    ],
+)
+def test_every_way_runs_through_both_stages(tmp_path: Path, words: str) -> None:
+    with opened(tmp_path, "--method.anchor.steps", "1", "--train.steps", "1", *words.split()) as run:
+        while run.step < run.steps:
+            run.enter_stage()
+            metrics = learn(run)[1].metrics
+            assert all(np.isfinite(v) for v in metrics.values())
+            run.step += 1
+        assert 0 <= metrics["reward/textual/attention"] <= 1
+        assert metrics["reward/textual/masked"] == 0

@@ -92,6 +92,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("loss/kl", "KL penalty as it enters the loss, weight included."),
     Metric("loss/{term}", "Mean of the loss term '{term}' over the step."),
     Metric("policy/kl", "KL divergence to the frozen reference, in nats per sampled token, by the k3 estimate."),
+    Metric("policy/dependence", "Mean k3 estimate, in nats, of what the changed image did to a sampled token."),
     Metric("policy/entropy", "Mean entropy of the policy at the sampled tokens, in nats."),
     Metric(
         "policy/ratio", "Mean probability ratio of the new to the sampling policy; 1 without any update in between."
