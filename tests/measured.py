@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from conftest import make_record
+from conftest import make_record, picture
 from conversations import Crops, converse, ends_often
 from eager import eager, rollouts
 from sightline.geometry.grid import membership
@@ -78,6 +78,16 @@ class Stock:
         rows = torch.log_softmax(out.logits[0, len(rollout.prompt_ids) - 1 : -1] + policy.module.bias, -1).numpy()
         visual = np.flatnonzero(ids[0].numpy() == policy.image_token)
         return [a[0].numpy() for a in out.attentions], rows, visual
+
+
+def crop_before_picture(policy: Policy) -> Group:
+    """One reply to a prompt that shows a crop first and the Record's image behind it."""
+    base = rollouts(policy)[0]
+    image, crop = picture(96, 64, 1), picture(64, 64, 2)
+    record = replace(base.record, images=(image,), regions=BOXES)
+    shown = prompt(record, "crops", "textual", "compact", images=(crop, image))
+    rollout = replace(base, prompt=shown, prompt_ids=policy.encode(shown).ids)
+    return Group(record=record, rollouts=(rollout,), readings=())
 
 
 def segment_table(policy: Policy, rollout: Rollout, rule: Any, is_first_only: bool) -> tuple[np.ndarray, int]:

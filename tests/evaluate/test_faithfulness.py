@@ -57,7 +57,7 @@ def measured(rows: np.ndarray, region: np.ndarray, effect: np.ndarray) -> tuple[
 def test_figures_of_one_reply_by_hand() -> None:
     rows = np.array([[0.4, 0.1, 0.0, 0.0], [0.1, 0.0, 0.1, 0.0], [9.0, 9.0, 9.0, 9.0]])
     region = np.array([1.0, 0.0, 0.0, 1.0])
-    found = _read(*measured(rows, region, np.array([2.0, 4.0, 100.0])), region)
+    found = _read(*measured(rows, region, np.array([2.0, 4.0, 100.0])), region, slice(0, 4))
     assert found.attention == pytest.approx(
         {
             "region_mass": 0.25, "image_mass": 0.35, "region_share": 0.25 / 0.35, "area_share": 0.5, "pointing": 1.0,
@@ -68,7 +68,9 @@ def test_figures_of_one_reply_by_hand() -> None:
     assert found.curve[2] == 2.0
     assert found.curve[7] == 4.0
     assert np.isnan(np.delete(found.curve, [2, 7])).all()
-    elsewhere = _read(*measured(rows, region[::-1] * [1, 1, 1, 0], np.zeros(3)), np.array([0.0, 1.0, 1.0, 0.0]))
+    elsewhere = _read(
+        *measured(rows, region[::-1] * [1, 1, 1, 0], np.zeros(3)), np.array([0.0, 1.0, 1.0, 0.0]), slice(0, 4)
+    )
     assert elsewhere.attention["pointing"] == 0.0
 
 

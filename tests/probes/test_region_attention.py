@@ -8,12 +8,14 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from measured import Stock, pairs, plain_groups, segment_table
+from measured import Stock, crop_before_picture, pairs, plain_groups, segment_table
 from sightline.errors import SightlineError, UserError
-from sightline.geometry.grid import Membership
+from sightline.geometry.grid import Membership, membership
+from sightline.interventions import Intervention
 from sightline.methods.probes import BoxChoice, Contrast, FocusAttention, GoldLikelihood, RegionAttention
 from sightline.policy.load import Policy
 from sightline.policy.packing import Packer
+from sightline.probes.layout import own_columns
 from sightline.probes.look import look
 from sightline.probes.scoring import scoring_pass
 from sightline.types import Group
@@ -67,6 +69,25 @@ def test_masses_maps_and_sinks_equal_eager_attention(
         if not rollout.record.images:
             assert not found.probes["attention"][:, :2].any()
     assert seen_added > 0.1  # some conversations looked at crops
+
+
+def test_regions_are_those_of_the_picture_behind_a_crop(policy: Policy, stock: Stock) -> None:
+    probes = (RegionAttention(keeps_maps=True), Contrast(intervention=Intervention("region_mask")))
+    group = scoring_pass(Packer(policy), [crop_before_picture(policy)], probes)[0]
+    rollout, found = group.rollouts[0], group.measurements[0]
+    matrices, _, visual = stock(rollout)
+    rows = rows_of(group, 0, chosen(matrices, (-1,)), "producer")
+    crop, image = (policy.frame.tokens(i.size) for i in rollout.prompt.images)
+    assert crop != image
+    assert own_columns(rollout, policy.frame) == slice(crop, crop + image)
+    region = membership(group.record.regions, [group.record.images[0].size], policy.frame)
+    on, seen = rollout.sampled, rows[:, visual[crop:]]
+    expected = np.stack([seen @ region, seen @ (1 - region), rows[:, visual[:crop]].sum(1)], 1)
+    np.testing.assert_allclose(found.probes["attention"][on, :3], expected[on], atol=EXACT)
+    np.testing.assert_allclose(found.maps["attention"][on], rows[on][:, visual], atol=EXACT)
+    changed = found.images["contrast"]
+    assert changed[0] == rollout.prompt.images[0]
+    assert (changed[1].size, changed[1].digest) != (group.record.images[0].size, group.record.images[0].digest)
 
 
 def test_membership_and_boxes(policy: Policy, stock: Stock, talks: list[Group]) -> None:

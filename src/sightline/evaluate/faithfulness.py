@@ -222,17 +222,20 @@ def _looks(policy: Policy, results: Sequence[ModeResult], probes: Sequence[Any],
     """What the last reply of each result looked at."""
     from sightline.geometry.grid import membership
     from sightline.policy.packing import Packer
+    from sightline.probes.layout import own_columns
     from sightline.probes.scoring import scoring_pass
 
     groups = [Group(record=r.record, rollouts=(r.rollouts[-1],), readings=()) for r in results]
     for group in scoring_pass(Packer(policy), groups, probes, key=(seed, "faithfulness")):
         regions, sizes = group.record.regions, [image.size for image in group.record.images]
-        yield _read(group.rollouts[0], group.measurements[0], membership(regions, sizes, policy.frame))
+        own = own_columns(group.rollouts[0], policy.frame)
+        yield _read(group.rollouts[0], group.measurements[0], membership(regions, sizes, policy.frame), own)
 
 
-def _read(rollout: Rollout, seen: Measurement, region: np.ndarray) -> _Seen:
+def _read(rollout: Rollout, seen: Measurement, region: np.ndarray, own: slice) -> _Seen:
+    """The figures of one reply; `own` are the columns of its maps that stand for the record's images."""
     on = rollout.sampled
-    masses, maps = seen.probes["attention"][on].astype(np.float64), seen.maps["attention"][on][:, : len(region)]
+    masses, maps = seen.probes["attention"][on].astype(np.float64), seen.maps["attention"][on][:, own]
     image = masses[:, :2].sum(axis=1)
     whole = max(float(image.mean()), 1e-12)
     attention = {

@@ -92,10 +92,9 @@ def _scores(packed: Packed, layout: Layout, index: int, sums: Mapping[int, Tenso
     part, root = packed.parts[index], layout.root(index, 0)
     record, count = part.rollouts[0].record, int(part.rollouts[0].sampled.sum())
     region = membership(record.regions, [image.size for image in record.images], layout.frame)
-    own = slice(root.column, root.column + len(root.own))
     out = {}
     for layer, table in sums.items():
-        maps = table[root.row, :, own].double().cpu().numpy() / count
+        maps = table[root.row, :, root.own_columns].double().cpu().numpy() / count
         for head, cells in enumerate(maps):
             mass = float(cells @ region)
             out[layer, head] = HeadScore(

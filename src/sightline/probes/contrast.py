@@ -16,6 +16,7 @@ from sightline.interventions import Intervened, Intervention, intervene
 from sightline.methods.probes import Contrast
 from sightline.policy.divergence import Against
 from sightline.policy.packing import Packed, Packer, Part
+from sightline.probes.layout import first_own
 from sightline.types import Box, Group, ImageRef, ImageSlot, Prompt, Region, Rollout, Size
 
 if TYPE_CHECKING:
@@ -190,14 +191,14 @@ def changed_rollouts(
 def _with_images(rollout: Rollout, base: Intervened, crop: object) -> Rollout:
     """The Rollout with the changed images of its Record, and its crops changed by `crop(image, place)`."""
     assert callable(crop)
-    prompt, known = rollout.prompt, len(base.images)
+    prompt, first = rollout.prompt, first_own(rollout)
     places: dict[int, Box] = {}
     for turn in rollout.turns:
         places.update(zip(turn.images, turn.boxes, strict=False))
-    further = [crop(image, places.get(i)) for i, image in enumerate(prompt.images[known:], known)]
+    own = dict(enumerate(base.images, first))
+    images = [own[i] if i in own else crop(image, places.get(i)) for i, image in enumerate(prompt.images)]
     added = [crop(image, places.get(i)) for i, image in enumerate(rollout.images, len(prompt.images))]
-    shown = replace(prompt, images=(*base.images[: len(prompt.images)], *further))
-    return replace(rollout, prompt=shown, images=tuple(added))
+    return replace(rollout, prompt=replace(prompt, images=tuple(images)), images=tuple(added))
 
 
 def crop_regions(regions: Sequence[Region], crop: Box, size: Size) -> tuple[Region, ...]:

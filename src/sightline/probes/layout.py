@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from sightline.geometry.frames import Frame
     from sightline.methods.probes import FocusAttention
     from sightline.policy.packing import Packed, Part
-    from sightline.types import Record
+    from sightline.types import Record, Rollout
 
-__all__ = ["Layout", "Queries", "Root", "region_of"]
+__all__ = ["Layout", "Queries", "Root", "first_own", "own_columns", "region_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,23 +30,33 @@ class Root:
     Attributes:
         part: index of the tree in the batch.
         row: row of the batch.
-        own: visual tokens of the Record's images, in order.
-        further: visual tokens of the images that the mode added to the prompt.
-        column: where `own` and `further` begin among the columns of the row's map.
+        visual: visual tokens of all images of the prompt, in order.
+        within: which of them are those of the Record's images; the mode added the others.
+        column: where `visual` begins among the columns of the row's map.
         number: its place among the heads of the tree.
     """
 
     part: int
     row: int
-    own: Int[np.ndarray, "visual"]
-    further: Int[np.ndarray, "further"]
+    visual: Int[np.ndarray, "visual"]
+    within: slice
     column: int
     number: int
 
     @property
+    def own(self) -> Int[np.ndarray, "own"]:
+        """Positions of the visual tokens of the Record's images."""
+        return self.visual[self.within]
+
+    @property
     def columns(self) -> slice:
         """The columns of the images of this prompt."""
-        return slice(self.column, self.column + len(self.own) + len(self.further))
+        return slice(self.column, self.column + len(self.visual))
+
+    @property
+    def own_columns(self) -> slice:
+        """The columns of the Record's images."""
+        return slice(self.column + self.within.start, self.column + self.within.stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +97,12 @@ class Layout:
         for index, (part, row, offset) in enumerate(zip(packed.parts, packed.rows, packed.offsets, strict=True)):
             starts = np.flatnonzero(part.tree.previous == -1)
             prompts, added = _images(part, starts, frame)
+            heads = {_head(starts, part, path): rollout for path, rollout in enumerate(part.rollouts)}
             roots = []
             for number, images in enumerate(prompts):
-                count = len(part.rollouts[0].record.images)
-                own, further = _joined(images[:count]) + offset, _joined(images[count:]) + offset
-                roots.append(Root(index, row, own, further, columns[row], number))
-                columns[row] += len(own) + len(further)
+                visual, within = _joined(images) + offset, own_columns(heads[number], frame)
+                roots.append(Root(index, row, visual, within, columns[row], number))
+                columns[row] += len(visual)
             self.roots.append(roots)
             self.added.append(_joined(added) + offset)
             self._starts.append(starts)
@@ -100,8 +110,7 @@ class Layout:
 
     def root(self, part: int, path: int) -> Root:
         """The prompt head that a path of a tree starts from."""
-        first = self.packed.parts[part].tree.where[path][0]
-        return self.roots[part][int(np.searchsorted(self._starts[part], first, side="right")) - 1]
+        return self.roots[part][_head(self._starts[part], self.packed.parts[part], path)]
 
     def scored_roots(self) -> Iterator[tuple[Root, Int[np.ndarray, "scored"]]]:
         """Each prompt head with the scored tokens that come from it."""
@@ -116,7 +125,7 @@ class Layout:
         """Positions of the visual tokens of all prompts of a row, -1 where a row has fewer."""
         keys = np.full((self.rows, self.columns), -1, np.int64)
         for root in self.every_root():
-            keys[root.row, root.columns] = np.concatenate([root.own, root.further])
+            keys[root.row, root.columns] = root.visual
         return torch.from_numpy(keys).to(self.packed.batch.ids.device)
 
     def every_root(self) -> Iterator[Root]:
@@ -129,7 +138,7 @@ class Layout:
         out[:, SEGMENTS.index("text")] = 1.0
         for index, (part, row) in enumerate(zip(self.packed.parts, self.packed.rows, strict=True)):
             region = region_of(part.rollouts[0].record, probe, self.frame)
-            added = np.concatenate([self.added[index], *(root.further for root in self.roots[index])])
+            added = np.concatenate([self.added[index], *(root.visual for root in self.roots[index])])
             out[row, :, added] = np.array([0, 0, 1, 0])
             for root in self.roots[index]:
                 out[row, :, root.own] = np.stack([region, 1 - region, 0 * region, 0 * region], axis=1)[: len(root.own)]
@@ -140,6 +149,24 @@ def region_of(record: Record, probe: RegionAttention | FocusAttention, frame: Fr
     """Membership of the visual tokens of the Record's images in its regions, as the probe defines it."""
     sizes = [image.size for image in record.images]
     return membership(record.regions, sizes, frame, probe.membership, is_first_only=probe.boxes == "first")
+
+
+def own_columns(rollout: Rollout, frame: Frame) -> slice:
+    """Where the visual tokens of the Record's images stand among those of the Prompt's, whose crops may come first."""
+    tokens, first = [frame.tokens(image.size) for image in rollout.prompt.images], first_own(rollout)
+    return slice(sum(tokens[:first]), sum(tokens[: first + len(rollout.record.images)]))
+
+
+def first_own(rollout: Rollout) -> int:
+    """Which image of the Prompt is the Record's first one; 0 where the Prompt does not show the Record's images."""
+    shown, wanted = [i.digest for i in rollout.prompt.images], [i.digest for i in rollout.record.images]
+    places = range(len(shown) - len(wanted) + 1)
+    return next((at for at in places if shown[at : at + len(wanted)] == wanted), 0)
+
+
+def _head(starts: Int[np.ndarray, "roots"], part: Part, path: int) -> int:
+    """Which of the prompt heads, that begin at `starts`, a path comes from."""
+    return int(np.searchsorted(starts, part.tree.where[path][0], side="right")) - 1
 
 
 def _images(

@@ -94,7 +94,7 @@ class UpdateReadings:
         for number, root in enumerate(roots):
             count = len(root.own)
             record = layout.packed.parts[root.part].rollouts[0].record
-            columns[number, :count] = root.column + np.arange(count)
+            columns[number, :count] = root.own_columns.start + np.arange(count)
             region[number, :count] = region_of(record, probe, layout.frame)[:count]
             is_visual[number, :count] = True
             if record.regions and count:
