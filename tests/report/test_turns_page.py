@@ -49,6 +49,8 @@ def told(synthetic, vocabulary, branch: tuple[int, int], box: Box | None, said: 
         forks=(ends[1],) if box else (),
     )
     readings = [synthetic.reading(part, box if i == 0 else None) for i, part in enumerate(texts)]
+    if box:
+        readings[0] = replace(readings[0], sections={**readings[0].sections, "box": Span(15, len(texts[0]))})
     reading = replace(synthetic.reading(text, box), answer=readings[-1].answer, turns=tuple(readings))
     return rollout, reading, Scores(terms={"accuracy": Score(float(said == record.answer), "as the record says")})
 
@@ -91,6 +93,10 @@ def test_row_tells_turns_crops_and_parts(synthetic) -> None:
     assert first["turns"][1]["images"] == [1]
     assert first["turns"][1]["text"] == FOLLOW_UP
     assert first["turns"][2]["finish"] == "length"
+    for shown in (row, pack_group(row)):
+        actions = [[turn["action"] for turn in rollout["turns"]] for rollout in shown["rollouts"]]
+        assert actions[0] == ["box", "", "answer"]
+        assert actions[4] == ["answer"]
     assert first["forks"] == [first["turns"][1]["span"][1]]
     assert first["images"][0]["width"] == 30
     assert first["parts"]["bin"] == 1.0
@@ -185,7 +191,14 @@ def test_browser_shows_tree_crops_and_bins(run: Path, tmp_path: Path, browse) ->
     dom, console = browse(driven)
     assert console == []
     assert "data-error" not in dom
-    for part in ("turn 2, user", FOLLOW_UP, "cut by the token limit", "shared by 2 rollouts", "78% of the image"):
+    for part in (
+        "turn 2, user",
+        FOLLOW_UP,
+        "cut by the token limit",
+        "shared by 2 rollouts",
+        "asks for a region",
+        "78% of the image",
+    ):
         assert part in dom
     found = re.search(r'data-said="([^"]*)"', dom)
     assert found

@@ -28,6 +28,8 @@ class LoggedTurn(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     role: Literal["assistant", "user"]
+    action: str = ""
+    """What a run's page says it does; the text decides."""
     text: str = ""
     images: tuple[int, ...] = ()
     """The images it added."""

@@ -66,7 +66,8 @@ def _turn(turn: Mapping[str, Any]) -> dict[str, Any]:
     """A turn; the text of the policy's own stands in its tokens."""
     text = _cut(turn.get("text") or "") if turn.get("role") == "user" else ""
     rest = {name: turn.get(name) or [] for name in ("images", "boxes")}
-    return {"role": turn.get("role"), "span": turn["span"], "text": text, "finish": turn.get("finish"), **rest}
+    told = {name: turn.get(name) for name in ("role", "action", "span", "finish")}
+    return {**told, "text": text, **rest}
 
 
 def _tokens(tokens: Sequence[Mapping[str, Any]], turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

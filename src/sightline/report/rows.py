@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sightline.geometry.boxes import iou
 from sightline.report.measured import image_row, measured_row, target_row
+from sightline.rewards.turn_format import action, turns_of
 from sightline.types import Credit, Group, Measurement, ReadBox, Reading, Record, Reference, Rollout, Scores, Turn
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def _rollout(
         "problems": list(reading.problems),
         "boxes": [_box(box, record) for box in reading.boxes],
         "tokens": _tokens(rollout, measurement, credit, decode_piece),
-        "turns": [_turn(turn) for turn in rollout.turns],
+        "turns": _turns(rollout, reading),
         "images": [image_row(image) for image in added],
         "terms": _terms(scores),
         "total": None if scores is None else scores.total,
@@ -137,9 +138,17 @@ def _rollout(
     }
 
 
-def _turn(turn: Turn) -> dict:
+def _turns(rollout: Rollout, reading: Reading) -> list[dict]:
+    """The turns of a conversation, each with what the policy does in it."""
+    said = iter(turns_of(reading))
+    actions = ["" if turn.role == "user" else action(next(said, Reading(text=turn.text))) for turn in rollout.turns]
+    return [_turn(turn, does) for turn, does in zip(rollout.turns, actions, strict=True)]
+
+
+def _turn(turn: Turn, does: str) -> dict:
     return {
         "role": turn.role,
+        "action": does,
         "span": list(turn.span),
         "text": turn.text,
         "images": list(turn.images),

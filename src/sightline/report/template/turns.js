@@ -23,6 +23,9 @@ function cropFigure(view, crop, light) {
     picture, element("figcaption", {}, element("b", { text: caption }), element("span", { text: share === null ? size : `${number(100 * share, 2)}% of the image` })));
 }
 
+// What the policy does in a turn.
+const ACTIONS = { box: "asks for a region", answer: "answers", both: "asks for a region and answers", none: "neither asks nor answers" };
+
 // The turns of a rollout, one below the other; a reply without turns is its token strip alone.
 function turnNodes(view, rollout, index, scale) {
   const turns = rollout.turns || [], all = rollout.tokens.text.length, crops = cropsOf(view.group, rollout);
@@ -34,7 +37,7 @@ function turnNodes(view, rollout, index, scale) {
   }
   return turns.map((turn, i) => {
     const isUser = turn.role === "user", own = crops.filter((crop) => crop.turn === i);
-    const notes = [sharedNote(view.group, rollout, turn), turn.finish === "length" ? "cut by the token limit" : null].filter(Boolean);
+    const notes = [ACTIONS[turn.action], sharedNote(view.group, rollout, turn), turn.finish === "length" ? "cut by the token limit" : null].filter(Boolean);
     const label = element("div", { class: "role", text: `turn ${i + 1}, ${turn.role}` }, ...notes.map((text) => element("span", { class: "note", text })));
     const said = isUser && turn.text ? element("p", { class: "said", text: turn.text }) : tokenStrip(view, rollout, index, turn.span[0], turn.span[1], scale);
     const pictures = own.length ? element("div", { class: "crops" }, ...own.map((crop) => cropFigure(view, crop, light))) : null;
