@@ -330,8 +330,9 @@ def test_a_run_resumes_exactly_across_the_stages(tmp_path: Path) -> None:
         "--method.focus.mode generated --method.score.axis region",
         "--method.focus.reuse <back> --method.anchor.lm_target dataset --method.score.axis both",
         "--method.focus.token <Look> --method.anchor.lm_target focus_only --method.anchor.w_kl 0.1",
-        "--method.anchor.lm_target none --method.causal.estimator full_kl --method.cf.kind text_only --method.cf.draws 2",
+        "--method.anchor.lm_target none --method.causal.estimator full_kl --method.cf.kind text_only",
         "--method.anchor.sink_exclude true --method.causal.estimator jsd --method.cf.kind attn_block",
+        "--method.cf.draws 2 --method.causal.estimator logratio_pos --method.score.weights soft",
     ],
 )
 def test_every_way_runs_through_both_stages(tmp_path: Path, words: str) -> None:
