@@ -101,6 +101,15 @@ def test_draws_are_averaged_and_only_contrasts_have_effects(synthetic) -> None:
     assert "maps" not in row
 
 
+def test_draws_of_certain_tokens_are_no_masses(synthetic) -> None:
+    """Four draws of log-prob 0 have the shape and the sign of attention masses."""
+    group = measured(synthetic, synthetic.Vocabulary())
+    first = group.measurements[0]
+    sure = replace(first, probes={"contrast": np.zeros((len(group.rollouts[0].ids), 4))}, maps={})
+    row = group_row(0, replace(group, measurements=(sure, *group.measurements[1:])), frame=FRAME)["rollouts"][0]
+    assert set(row["probes"]) == set(row["effects"]) == {"contrast"}
+
+
 def test_without_a_frame_or_a_measurement_there_is_nothing(synthetic) -> None:
     vocabulary = synthetic.Vocabulary()
     row = group_row(0, measured(synthetic, vocabulary))

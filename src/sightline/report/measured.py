@@ -39,9 +39,10 @@ def measured_row(rollout: Rollout, measurement: Measurement | None, frame: Frame
     probes: dict[str, list[float | None]] = {}
     effects: dict[str, list[float | None]] = {}
     for name, values in measurement.probes.items():
-        for part, column in _columns(name, np.asarray(values, dtype=np.float64)):
+        is_contrast = name in measurement.images
+        for part, column in _columns(name, np.asarray(values, dtype=np.float64), is_contrast):
             probes[part] = _listed(column, rollout)
-            if name in measurement.images and measurement.logprobs is not None:
+            if is_contrast and measurement.logprobs is not None:
                 effects[part] = _listed(measurement.logprobs - column, rollout)
     grids = [] if frame is None else [frame.cells(image.size) for image in rollout.prompt.images]
     maps = {name: pack_map(values, grids) for name, values in measurement.maps.items() if grids}
@@ -59,11 +60,11 @@ def target_row(rollouts: Sequence[Rollout], measurements: Sequence[Measurement],
     return None if target is None else pack_map(target[None], [frame.cells(size) for size in sizes])
 
 
-def _columns(name: str, values: np.ndarray) -> list[tuple[str, Float[np.ndarray, "tokens"]]]:
+def _columns(name: str, values: np.ndarray, is_contrast: bool) -> list[tuple[str, Float[np.ndarray, "tokens"]]]:
     """A probe's result as one value per token under one name, or under several where it has several meanings."""
     if values.ndim == 1:
         return [(name, values)]
-    if values.shape[1] == len(SEGMENTS) and (values >= 0).all():  # log-probs of four draws are below zero
+    if not is_contrast and values.shape[1] == len(SEGMENTS) and (values >= 0).all():
         return [(f"{name}/{segment}", values[:, i]) for i, segment in enumerate(SEGMENTS)]
     return [(name, values.mean(axis=1))]
 
