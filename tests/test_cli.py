@@ -110,12 +110,31 @@ def test_bad_input_is_one_line_and_exit_code_2(words, expected, capsys, monkeypa
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("words", [["train"], ["eval", "--limit", "many"], ["eval", "--modes", "zoom"], ["eval", "-x"]])
-def test_options_that_do_not_fit_exit_with_2(words, capsys):
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["train"], "Missing from sightline train: RECIPE"),
+        (["eval", "--limit", "many"], "--limit: "),
+        (["eval", "--modes", "zoom"], "'zoom'"),
+        (["eval", "-x"], "-x"),
+        (["ask", "x.png", "q", "--turns.syntax", "foo"], "'foo' for argument '--turns.syntax'"),
+        (["ask", "x.png", "q", "--bogus", "3"], "--bogus"),
+    ],
+)
+def test_options_that_do_not_fit_are_one_line(words, expected, capsys):
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert told.count("\n") == 1
+    assert expected in told
+    assert "--help" in told
+
+
+def test_help_is_printed_whole(capsys):
     with pytest.raises(SystemExit) as end:
-        main(words)
-    assert end.value.code == 2
-    assert "sightline" in capsys.readouterr().err
+        main(["ask", "--help"])
+    assert end.value.code == 0
+    assert "--mode" in capsys.readouterr().out
 
 
 class Failing:

@@ -115,9 +115,29 @@ def _parse(words: list[str]) -> Any:
         wrapped = end.__context__ and end.__context__.__context__  # of settings within settings
         if isinstance(wrapped, ValidationError):
             raise _misfit(wrapped, rest) from wrapped
-        print(told.getvalue(), end="", file=sys.stderr)
-        raise
+        if end.code in (0, None):
+            raise  # the help page was asked for
+        raise UserError(_boxed(told.getvalue()), hint=f"{prog} --help") from end
     return replace(command, overrides=tuple(unknown))
+
+
+def _boxed(text: str) -> str:
+    """What a box in the terminal says, without its title, frame, help texts and all that follows its first rule.
+
+    Example:
+        >>> _boxed("╭ Required ──╮\\n│ Missing:   │\\n│     IMAGE  │\\n│         Help. │\\n│ ────────── │\\n│ More │")
+        'Missing: IMAGE'
+    """
+    told: list[str] = []
+    for line in text.splitlines()[1:]:
+        content = line.strip("│ ")
+        if not set(content) <= set("─-"):
+            told.append(line.strip("│").rstrip())
+        elif told:
+            break
+    outermost = min((len(line) - len(line.lstrip()) for line in told), default=0)
+    said = [line.strip() for line in told if len(line) - len(line.lstrip()) <= outermost + 4]
+    return " ".join(said).removeprefix("Error parsing ").rstrip(".") or "the options do not fit"
 
 
 def _misfit(error: ValidationError, words: Sequence[str]) -> UserError:
