@@ -229,7 +229,11 @@ train: {steps: 1, seed: 5, log_groups_every: 1}
 
 @pytest.mark.parametrize(
     ("name", "keys"),
-    [("ground_r1", ()), ("ground_r1/v1", ("--method.bins.bins", "2")), ("deepeyes", ("--method.n", "6"))],
+    [
+        ("ground_r1", ("--method.bins.edges", "step_quantile")),
+        ("ground_r1/v1", ("--method.bins.bins", "2")),
+        ("deepeyes", ("--method.n", "6")),
+    ],
 )
 def test_a_run_with_conversations_is_scored_as_it_was(tmp_path, name, keys):
     from sightline.commands.train import train_one

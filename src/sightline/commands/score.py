@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -91,10 +92,17 @@ class ScoreFile:
         archive = archive_for(method)
         judge = build_judge(judging)
         try:
-            for logged in track(groups, "scoring", len(groups), is_shown=self.out is not None):
-                context = Context(judge=judge, archive=archive, frame=logged.frame, step=logged.step)
-                scored = score(method, [logged.group], context, workers=1)
-                yield replace(logged, group=credit(method, scored)[0])
+            shown = track(groups, "scoring", len(groups), is_shown=self.out is not None)
+            for step, members in groupby(shown, key=lambda logged: logged.step):
+                scored: list[Group] = []
+                kept = []
+                for logged in members:
+                    context = Context(judge=judge, archive=archive, frame=logged.frame, step=step)
+                    scored += score(method, [logged.group], context, workers=1)
+                    kept.append(logged)
+                # as in a run, credit may compare the groups of a step
+                for logged, group in zip(kept, credit(method, scored), strict=True):
+                    yield replace(logged, group=group)
         finally:
             judge.close()
 
