@@ -12,7 +12,7 @@ function dependenceCharts(arms) {
       }));
     }));
     return {
-      title: `Image dependence, ${where}`, note: "by tenth of the reply", across: "part", hasKeys: true, lines,
+      title: `Image dependence, ${where}`, note: "by tenth", across: "part", hasKeys: true, lines,
       sentence: "log p − log p′ in nats per token over the length of the reply, p′ under the changed image: what a token owes to the image",
     };
   }).filter((chart) => chart.lines.some((line) => line.points.length));
