@@ -58,6 +58,12 @@ def test_shipped_recipes_load_and_resolve_to_themselves(tmp_path: Path, name: st
         assert resolved_yaml(load(tmp_path, resolved_yaml(one))) == resolved_yaml(one)
 
 
+def test_an_arm_that_adds_a_key_resolves_to_itself(tmp_path: Path) -> None:
+    recipe = load(tmp_path, "method: {name: ground_r1, tree: {n_answer: 1}}\narms: {grpo: {method: {advantage: grpo}}}")
+    again = load(tmp_path, resolved_yaml(recipe))
+    assert resolved_yaml(again.arm_recipes()["grpo"]) == resolved_yaml(recipe.arm_recipes()["grpo"])
+
+
 def test_there_are_at_most_a_dozen_recipes() -> None:
     assert {"demo", "grpo", "ivgr", "treevgr"} <= set(recipe_names())
     assert len(recipe_names()) <= 12

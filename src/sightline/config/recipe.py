@@ -158,7 +158,8 @@ def _deep(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
 def resolved(recipe: Recipe) -> dict[str, Any]:
     """Every value of the recipe as plain data, defaults and presets filled in; arms stay overrides."""
     values = recipe.model_dump(mode="json")
-    values["method"] = {**recipe.method, **recipe.method_config.model_dump(mode="json")}
+    # in the order of the fields, however a recipe or an arm wrote them
+    values["method"] = {**recipe.method_config.model_dump(mode="json"), "name": recipe.method["name"]}
     values["judge"] = recipe.judge_config.model_dump(mode="json")
     return values
 
