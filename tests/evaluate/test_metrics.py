@@ -52,6 +52,7 @@ def test_a_true_reply_is_right_in_every_metric(index):
     assert grounded["iou_union"] > 0.9
     assert grounded["iou_at_50"] == grounded["box_rate"] == 1.0
     assert "region" not in grounded
+    assert "region" not in measure(result(record, "turns", "<think> The red square. </think><answer> red </answer>"))
 
 
 def test_a_wrong_region_a_wrong_box_and_a_cut_reply():

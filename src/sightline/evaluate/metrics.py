@@ -147,11 +147,11 @@ def _counts(result: ModeResult) -> dict[str, float]:
 
 
 def _region(result: ModeResult) -> float | None:
-    """Whether a reasoning in words names the right region; None in the grounded mode and without scene truth.
+    """Whether a reasoning in words names the right region; None where boxes say it, and without scene truth.
 
     In the mode grit the words stand in the rethink block, so the whole reply is looked through.
     """
-    if result.mode == "grounded" or not result.record.meta.keys() >= SCENE_TRUTH:
+    if result.mode in ("grounded", "turns") or not result.record.meta.keys() >= SCENE_TRUTH:
         return None
     from sightline.scenes.truth import right_region
 

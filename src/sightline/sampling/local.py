@@ -76,6 +76,14 @@ class LocalSampler:
         """`n` Rollouts for each Request, in the order given."""
         was_training = self.policy.model.training
         self.policy.model.eval()
+        try:
+            return self._sample(requests, settings, seed, step)
+        finally:
+            self.policy.model.train(was_training)
+
+    def _sample(
+        self, requests: Sequence[Request], settings: SamplingSettings, seed: int, step: int
+    ) -> list[list[Rollout]]:
         begun = [Conversation.begin(self.policy, request) for request in requests]
         results: list[list[Rollout]] = [[] for _ in requests]
         # prompts of similar length share a batch, so that little of it is padding
@@ -83,7 +91,6 @@ class LocalSampler:
         for chunk in _chunks(order, [request.n for request in requests], self.rows):
             for i, over in self._converse([(i, begun[i]) for i in chunk], settings, seed, step):
                 results[i] += over.rollouts()
-        self.policy.model.train(was_training)
         return [sorted(group, key=lambda rollout: rollout.branch) for group in results]
 
     def _converse(
