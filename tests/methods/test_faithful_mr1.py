@@ -114,6 +114,13 @@ def test_decoupled_advantages(world) -> None:
     assert found["summed"][0] - found["summed"][1] < 0.3
 
 
+def test_the_rewards_keep_the_baseline_of_the_recipe(world) -> None:
+    group = group_of(world, [RIGHT, WRONG], [CAUSAL, FLAT])
+    method = faithful(credit={"how": "dr_grpo"})
+    credits = credit(method, score(method, [group], context(world)))[0].credits
+    assert [c.parts["advantage"] for c in credits] == pytest.approx([0.5, -0.5])
+
+
 def test_all_correct_groups_move_by_the_weight_or_by_everything(world) -> None:
     group = group_of(world, [RIGHT, RIGHT], [CAUSAL, FLAT])
     for mix, size in (("decoupled", 0.3 * 2**-0.5), ("summed", 2**-0.5)):
@@ -165,6 +172,16 @@ def test_records_without_regions_keep_their_other_terms_on_the_region_axis(world
     method = faithful(score={"axis": "region"})
     group = group_of(world, [RIGHT, WRONG], [FLAT, FLAT], world.record())
     scored = score(method, [group], context(world))
+    assert not any(s.is_masked for s in scored[0].scores)
+    assert credit(method, scored)[0].credits[0].advantage[0] > 0
+
+
+def test_a_regional_counterfactual_does_not_apply_without_regions(world) -> None:
+    """Such a contrast is not measured; the other terms still teach."""
+    method = faithful(cf={"kind": "region_mask"})
+    group = group_of(world, [RIGHT, WRONG], [FLAT, FLAT], world.record())
+    bare = [replace(m, probes={"attention": m.probes["attention"]}) for m in group.measurements]
+    scored = score(method, [replace(group, measurements=tuple(bare))], context(world))
     assert not any(s.is_masked for s in scored[0].scores)
     assert credit(method, scored)[0].credits[0].advantage[0] > 0
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sightline.config import Optim
+from sightline.methods import load_method
 from sightline.methods.base import Method
 from sightline.policy.load import Policy, load_policy
 from sightline.train.learner import Learner
@@ -82,6 +83,35 @@ def test_rollouts_without_advantage_are_skipped_only_without_kl(fresh: Policy, c
     assert metrics["update/tokens"] == 0
     _, with_kl = update(checkpoints["qwen3_vl"], make_method(kl=0.1), flat)
     assert with_kl["update/tokens"] > 0
+
+
+@pytest.mark.parametrize(
+    ("keys", "is_kept"),
+    [
+        ({"name": "faithful_mr1"}, False),
+        ({"name": "vppo"}, True),
+        ({"name": "vppo", "dependence": {"entropy": 0.0}}, False),
+    ],
+)
+def test_a_loss_of_its_own_keeps_rollouts_without_advantage_only_where_it_acts_on_them(
+    fresh: Policy, checkpoints: dict[str, Path], keys: dict[str, object], is_kept: bool
+) -> None:
+    groups = groups_of(fresh, make_method())
+    textual = [g.at([i for i, r in enumerate(g.rollouts) if r.stream == "textual"]) for g in groups]
+    flat = [replace(g, credits=tuple(replace(c, advantage=c.advantage * 0) for c in g.credits)) for g in textual]
+    still, metrics = update(checkpoints["qwen3_vl"], load_method(keys), flat)
+    assert (metrics["update/tokens"] > 0) == is_kept
+    assert (float(still.abs().max()) > 0) == is_kept
+
+
+def test_a_loss_that_nothing_is_known_of_keeps_every_rollout(fresh: Policy, checkpoints: dict[str, Path]) -> None:
+    class Own(Method):
+        def loss(self, batch, outputs):  # type: ignore[no-untyped-def]
+            return super().loss(batch, outputs)
+
+    groups = groups_of(fresh, make_method())
+    flat = [replace(g, credits=tuple(replace(c, advantage=c.advantage * 0) for c in g.credits)) for g in groups]
+    assert update(checkpoints["qwen3_vl"], Own(), flat)[1]["update/tokens"] > 0
 
 
 def test_inner_steps_take_whole_groups_once_each(fresh: Policy) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from sightline.credit.group import group_advantages
+from sightline.credit.group import Baseline, group_advantages
 from sightline.language.spans import Offsets, token_spans, tokens_of
 from sightline.types import Span
 
@@ -112,6 +112,7 @@ def decoupled_advantages(
     weight: float,
     masked: Sequence[bool] | Bool[np.ndarray, "rollouts"] | None = None,
     *,
+    how: Baseline = "grpo",
     eps: float = 1e-6,
     ddof: int = 1,
 ) -> Float[np.ndarray, "rollouts"]:
@@ -127,6 +128,7 @@ def decoupled_advantages(
         correct: whose answer is right.
         weight: lambda_a.
         masked: Rollouts that leave the group; they get 0.
+        how: what `z` is for the rewards, see `group_advantages`; the scores are always standardised.
         eps: added to the deviation of the rewards.
         ddof: deviations divide by `n - ddof`.
 
@@ -134,7 +136,7 @@ def decoupled_advantages(
         >>> decoupled_advantages([1, 1, 1], [0.5, 0.6, 0.7], [True] * 3, weight=0.3).round(3).tolist()
         [-0.3, 0.0, 0.3]
     """
-    advantages = group_advantages(rewards, masked, "grpo", eps, ddof)
+    advantages = group_advantages(rewards, masked, how, eps, ddof)
     chosen = np.asarray(correct, bool)
     if masked is not None:
         chosen = chosen & ~np.asarray(masked, bool)

@@ -74,7 +74,7 @@ class Stream:
         branches: Rollouts per level of the sampling tree; their product is n. Empty means `(n,)`.
         turns: what happens after a turn; None for a single turn.
         forced_prefix: text that begins every reply and carries no loss.
-        sampling: settings that replace those of the recipe, e.g. `{"max_new_tokens": 16}`; the temperature is the run's.
+        sampling: settings in place of the recipe's, e.g. `{"max_new_tokens": 16}`; the temperature is the run's.
         loss_weight: weight of the stream in the loss.
         reads_archive: scored in the second phase, when the archive has seen the other streams.
     """
@@ -153,6 +153,11 @@ class MethodConfig(Settings):
     cold_start: int = Field(
         default=0, ge=0, description="supervised steps on the records' own replies before reinforcement begins"
     )
+
+    @property
+    def acts_without_advantage(self) -> bool:
+        """A `loss` of the method's own also moves Rollouts of zero advantage, so the update must not leave them out."""
+        return True
 
     @model_validator(mode="before")
     @classmethod

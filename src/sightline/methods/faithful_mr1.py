@@ -114,6 +114,10 @@ class FaithfulMR1Config(MethodConfig):
     reward: Reward = Field(default=Reward(), description="weights and gates")
     objective: ObjectiveConfig = Field(default=ObjectiveConfig(), description="what reinforcement minimises")
 
+    @property
+    def acts_without_advantage(self) -> bool:
+        return self.reward.anchor_coef_rl > 0
+
     @model_validator(mode="after")
     def _focus_rows_can_be_read(self) -> FaithfulMR1Config:
         reads = self.score.attend_to == "focus_map" or self.reward.anchor_coef_rl > 0
@@ -166,8 +170,7 @@ class FaithfulMR1(Method[FaithfulMR1Config]):
     def score(self, group: Group, context: Context) -> tuple[Scores, ...]:
         reward, right = self.config.reward, accuracies(group.readings, group.record, context.judge)
         weights = {"format": reward.lam_fmt, "accuracy": 1.0, "attention": reward.lam_attn, "focus_region": 0.0}
-        needs_regions = self.config.score.axis != "token" or "boxes" in self.config.score.attend_to
-        if needs_regions and not group.record.regions:
+        if self._needs_regions and not group.record.regions:
             weights["attention"] = 0.0  # not applicable to this record: the other terms still teach
             seen = [Score(0.0, "the record has no regions", masked=True)] * len(group)
         else:
@@ -193,9 +196,8 @@ class FaithfulMR1(Method[FaithfulMR1Config]):
         rewards = np.array([s.total for s in group.scores]) - weight * values
         counted = np.array(self._gates([s.terms["accuracy"].value for s in group.scores])) > 0
         masked = np.array([s.is_masked for s in group.scores], bool)
-        advantages = decoupled_advantages(
-            rewards, values, counted, weight, masked, eps=self.config.credit.eps, ddof=self.config.credit.ddof
-        )
+        rules = self.config.credit.model_dump(include={"how", "eps", "ddof"})
+        advantages = decoupled_advantages(rewards, values, counted, weight, masked, **rules)
         return tuple(
             replace(c, advantage=r.sampled * a, parts={**c.parts, "advantage": float(a)})
             for c, r, a in zip(base, group.rollouts, advantages, strict=True)
@@ -215,6 +217,11 @@ class FaithfulMR1(Method[FaithfulMR1Config]):
         anchoring = weight * (seen.weight * losses).sum()
         total = base.total + anchoring
         return Loss(total, {**base.terms, "loss/total": total.detach(), "loss/anchor": anchoring.detach()})
+
+    @property
+    def _needs_regions(self) -> bool:
+        score = self.config.score
+        return score.axis != "token" or "boxes" in score.attend_to or Intervention(self.config.cf.kind).is_regional
 
     def _gates(self, accuracy: list[float]) -> list[float]:
         """The factor of each rollout's s."""

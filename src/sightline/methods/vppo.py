@@ -68,6 +68,10 @@ class VPPOConfig(MethodConfig):
     dependence: Dependence = Field(default=Dependence(), description="token filter and trajectory factors")
     objective: ObjectiveConfig = Field(default=ObjectiveConfig(), description="what the learner minimises besides")
 
+    @property
+    def acts_without_advantage(self) -> bool:
+        return self.dependence.entropy > 0
+
 
 class VPPO(Method[VPPOConfig]):
     """Advantages on the tokens, and by the trajectories, that depend on the image."""

@@ -17,9 +17,8 @@ from sightline.policy.forward import ban_bias
 if TYPE_CHECKING:
     from sightline.credit.config import FocusConfig
     from sightline.policy.load import Policy
-    from sightline.policy.tree import Tree
 
-__all__ = ["add_focus_token", "focus_positions", "token_id"]
+__all__ = ["add_focus_token", "token_id"]
 
 MULTIPLE = 64
 
@@ -44,17 +43,6 @@ def add_focus_token(policy: Policy, config: FocusConfig) -> int:
     token = _added(policy, config) if known is None else known
     _ban(policy, token, is_written=config.mode == "generated")
     return token
-
-
-def focus_positions(tree: Tree, token: int, path: int = 0) -> list[int]:
-    """Layout positions of a token on one path of a tree, from the root on."""
-    at = int(tree.where[path][-1]) if len(tree.where[path]) else len(tree) - 1
-    found = []
-    while at >= 0:
-        if tree.ids[at] == token:
-            found.append(at)
-        at = int(tree.previous[at])
-    return found[::-1]
 
 
 def _taken_over(policy: Policy, config: FocusConfig) -> int:

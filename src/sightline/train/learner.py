@@ -95,7 +95,7 @@ class Learner:
         """One rollout batch: `inner_steps x epochs` optimiser steps over minibatches of whole groups."""
         started = time.perf_counter()
         objective = method.config.objective
-        is_prunable = objective.kl == 0 and not _overrides_loss(method)
+        is_prunable = objective.kl == 0 and not _acts_without_advantage(method)
         parts: list[dict[str, float]] = []
         lr = self._set_lr(step)
         self.progress = min(1.0, (step - self.first) / max(1, self.steps))
@@ -228,10 +228,10 @@ class Learner:
         self.weights.load_state(state["masters"])
 
 
-def _overrides_loss(method: Method) -> bool:
+def _acts_without_advantage(method: Method) -> bool:
     from sightline.methods.base import Method
 
-    return type(method).loss is not Method.loss
+    return type(method).loss is not Method.loss and method.config.acts_without_advantage
 
 
 def _with_measured(batch: Batch, groups: Sequence[Group]) -> Batch:
