@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -12,7 +13,19 @@ from torch import Tensor
 
 from sightline.credit.config import ObjectiveConfig
 from sightline.errors import UserError
-from sightline.objectives import clipped_surrogate, k3, policy_loss, sequence_surrogate
+from sightline.geometry.frames import Frame
+from sightline.geometry.grid import membership
+from sightline.geometry.targets import TargetShape, region_target
+from sightline.objectives import (
+    anchor_losses,
+    clipped_surrogate,
+    cover_target,
+    k3,
+    policy_loss,
+    sequence_surrogate,
+    visual_losses,
+)
+from sightline.types import Box, Region, Size
 
 
 @dataclass
@@ -244,6 +257,34 @@ def test_terms_report_reference_and_entropy_without_changing_the_loss() -> None:
     assert loss.terms["policy/kl"].item() > 0
     assert loss.terms["loss/kl"].item() == 0
     assert loss.total.item() == pytest.approx(loss.terms["loss/policy"].item())
+
+
+@pytest.mark.parametrize("shape", ["coverage", "binary"])
+def test_targets_made_in_the_update_are_those_of_the_stage(shape: TargetShape) -> None:
+    frame, sizes = Frame("absolute", 28, 4 * 28**2, 1280 * 28**2), [Size(84, 56), Size(56, 56)]
+    regions = [Region(box=Box(10, 5, 50, 40)), Region(box=Box(30, 30, 56, 56), image=1)]
+    cover = membership(regions, sizes, frame, "overlap" if shape == "binary" else "coverage")
+    padded = torch.from_numpy(np.append(cover, [1.0, 1.0]))[None]
+    counted = torch.arange(len(cover) + 2)[None] < len(cover)
+    found = cover_target(padded, counted, 0.1)[0]
+    assert found[: len(cover)].numpy() == pytest.approx(region_target(regions, sizes, frame, shape, smooth=0.1))
+    assert found[len(cover) :].tolist() == [0, 0]
+    assert cover_target(padded * 0, counted)[0].sum() == pytest.approx(1.0)
+
+
+def test_anchor_losses_by_hand() -> None:
+    """Two heads over two visual tokens and a column that does not count; half and a quarter of the mass is on text."""
+    maps = torch.tensor([[[0.4, 0.1, 0.3]], [[0.15, 0.6, 0.2]]])
+    target, counted = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[True, True, False]])
+    given = {"target": target, "counted": counted, "region": target > 0}
+    mean = -math.log(0.55 / 1.25)
+    for loss in ("kl", "mass_nll"):  # with the whole target on one cell both are -log of its share
+        assert float(anchor_losses(maps, loss=loss, **given)) == pytest.approx(mean)
+        raw = anchor_losses(maps, loss=loss, normalise="raw", **given)
+        assert float(raw) == pytest.approx(-math.log(0.275))
+        by_head = anchor_losses(maps, loss=loss, normalise="norm_then_mean", **given)
+        assert float(by_head) == pytest.approx(-(math.log(0.8) + math.log(0.2)) / 2)
+    assert float(visual_losses(maps, counted)) == pytest.approx(-math.log(0.625))
 
 
 def test_kl_without_a_reference_is_an_error() -> None:
