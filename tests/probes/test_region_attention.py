@@ -188,13 +188,14 @@ def test_what_the_model_does_not_have(policy: Policy, probe: RegionAttention, me
         (RegionAttention, {"membership": "overlaps"}),
         (FocusAttention, {"boxes": "last"}),
         (FocusAttention, {"layers": "last-third"}),
+        (FocusAttention, {"count": 0}),
         (Contrast, {"divergence": "kl"}),
         (Contrast, {"draws": 0}),
         (GoldLikelihood, {"cut": "end"}),
     ],
 )
 def test_a_word_that_is_no_choice_is_refused_at_once(kind: Any, wrong: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"none of its choices|at least one draw"):
+    with pytest.raises(UserError, match=r"none of its choices|at least one (draw|token)"):
         kind(**wrong)
 
 

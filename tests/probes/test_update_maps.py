@@ -69,6 +69,27 @@ def test_focus_maps_equal_the_eager_row(policy: Policy, stock: Stock, token: str
             assert maps["focus"].sum() < 1
 
 
+def test_several_focus_tokens_in_a_row_are_read_as_their_mean(policy: Policy, stock: Stock, token: str) -> None:
+    """In the scoring pass and, head by head, in the update, where each prompt still has one row and one weight."""
+    groups = focus_groups(policy, records=1, token=token * 3)
+    identity = policy.tokenizer.convert_tokens_to_ids(token)
+    probe = FocusAttention(token=token, count=3, layers=(1, -1), in_update=True)
+    measured = scoring_pass(Packer(policy), groups, (probe,))
+    for group, place, rollout in pairs(measured):
+        if rollout.stream != "plain":
+            matrices, _, visual = stock(rollout)
+            at = np.flatnonzero(rollout.prompt_ids == identity)
+            assert len(at) == 3
+            expected = np.concatenate([matrices[1], matrices[2]]).mean(0)[at][:, visual].mean(0)
+            np.testing.assert_allclose(group.measurements[place].maps["focus"][0], expected, atol=1e-6)
+    (packed,) = Packer(policy).groups(groups)
+    seen = read(policy, packed, (probe,), records=1)["focus"]
+    assert seen.values.shape[1] == len(seen.weight) == 2
+    assert float(seen.weight.sum()) == pytest.approx(1.0)
+    wanted = [measured[0].measurements[place].maps["focus"][0] for place in (0, 2)]
+    np.testing.assert_allclose(seen.values.mean(0).detach().numpy(), wanted, atol=1e-6)
+
+
 def test_a_focus_token_must_be_one_token(policy: Policy) -> None:
     with pytest.raises(UserError, match="tokens of this policy, not one"):
         scoring_pass(Packer(policy), plain_groups(policy, 1), (FocusAttention(token="two words"),))

@@ -160,8 +160,8 @@ class FaithfulMR1(Method[FaithfulMR1Config]):
             shape = "overlap" if anchor.target == "binary" else "coverage"
             asked.append(
                 FocusAttention(
-                    token=self.config.focus.text, layers=anchor.layers, heads=anchor.heads,
-                    heads_file=anchor.heads_file, membership=shape,
+                    token=self.config.focus.text, count=self.config.focus.count, layers=anchor.layers,
+                    heads=anchor.heads, heads_file=anchor.heads_file, membership=shape,
                     in_update=self.config.reward.anchor_coef_rl > 0,
                 )
             )  # fmt: skip

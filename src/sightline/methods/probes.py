@@ -114,12 +114,14 @@ class FocusAttention:
 
     Attributes:
         token: its text, one token of the vocabulary.
+        count: how often it stands there; the mean of the rows is read.
         membership, boxes: the region that comes with the map in the update.
         layers, heads, heads_file, in_update: as for `RegionAttention`.
     """
 
     name: str = "focus"
     token: str = "<Focus>"
+    count: int = 1
     layers: Layers = "last_third"
     heads: Heads | None = None
     heads_file: str | None = None
@@ -130,6 +132,8 @@ class FocusAttention:
     def __post_init__(self) -> None:
         _check(self.name, membership=(self.membership, Membership), boxes=(self.boxes, BoxChoice))
         _check_layers(self.name, self.layers)
+        if self.count < 1:
+            raise UserError("at least one token is read", where=f"probe {self.name!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sightline.policy.load import Policy
     from sightline.probes.drafts import Drafts
 
-__all__ = ["FocusReading", "MeanMaps", "RegionReading", "focus_id", "focus_rows", "row_positions"]
+__all__ = ["FocusReading", "MeanMaps", "RegionReading", "focus_id", "focus_rows", "focus_stretches", "row_positions"]
 
 
 class MeanMaps:
@@ -123,7 +123,8 @@ class FocusReading:
         self._at = focus_rows(layout, focus_id(policy, probe.token), policy.image_token)
         self._readout: MapReadout | None = None
         if self._at and layout.columns:
-            flat = torch.tensor([row for row, _ in self._at.values()], device=layout.packed.batch.ids.device)
+            device = layout.packed.batch.ids.device
+            flat = focus_stretches([row for row, _ in self._at.values()], probe.count, device)
             self._queries = Queries.of(flat, layout.rows, layout.width)
             chosen = choose_heads(policy, probe.layers, probe.heads, probe.heads_file)
             self._readout = MapReadout(self._queries.rows, layout.keys(), chosen.layers, chosen.heads)
@@ -136,7 +137,8 @@ class FocusReading:
         """Adds the maps to the drafts, after the forward."""
         if self._readout is None:
             return
-        values = self._queries.pick(self._readout.mean()).detach().float().cpu().numpy()
+        rows = self._queries.pick(self._readout.mean()).detach().float()
+        values = rows.unflatten(0, (-1, self.probe.count)).mean(1).cpu().numpy()
         for ((index, path), (_, root)), row in zip(self._at.items(), values, strict=True):
             part = self.layout.packed.parts[index]
             drafts.rows[part.group][part.places[path]].maps[self.probe.name] = row[None, root.columns]
@@ -155,6 +157,12 @@ def focus_id(policy: Policy, token: str) -> int:
             hint="add it to the vocabulary, or name a special token that is there",
         )  # fmt: skip
     return int(ids[0])
+
+
+def focus_stretches(last: Sequence[int], count: int, device: torch.device) -> Int[Tensor, "rows"]:
+    """Flat positions of the `count` tokens that end at each of these, one stretch behind the other."""
+    ends = torch.tensor(last, dtype=torch.long, device=device)
+    return (ends[:, None] + torch.arange(1 - count, 1, device=device)).reshape(-1)
 
 
 def focus_rows(layout: Layout, token: int, image_token: int) -> dict[tuple[int, int], tuple[int, Root]]:

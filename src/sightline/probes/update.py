@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sightline.methods.probes import FocusAttention, RegionAttention
 from sightline.policy.readout import MapReadout, Readouts
-from sightline.probes.attention import focus_id, focus_rows, row_positions
+from sightline.probes.attention import focus_id, focus_rows, focus_stretches, row_positions
 from sightline.probes.heads import choose_heads
 from sightline.probes.layout import Layout, Queries, Root, region_of
 
@@ -70,7 +70,7 @@ class UpdateReadings:
         return {probe.name: self._map(probe, readout, queries, roots) for probe, readout, queries, roots in self._read}
 
     def _rows(self, probe: RegionAttention | FocusAttention, policy: Policy) -> tuple[Tensor, list[Root]]:
-        """Flat positions of the probe's rows, each once, and the prompt head that each belongs to."""
+        """Flat positions of the probe's rows, each once, and the prompt head of each, or of each stretch of them."""
         layout, device = self._layout, self._layout.packed.batch.ids.device
         if isinstance(probe, RegionAttention):
             roots: list[Root | None] = [None] * len(layout.packed.batch.at)
@@ -80,7 +80,7 @@ class UpdateReadings:
             return row_positions(layout, probe.align), [root for root in roots if root is not None]
         at = focus_rows(layout, focus_id(policy, probe.token), policy.image_token)
         distinct = dict(at.values())
-        return torch.tensor(list(distinct), dtype=torch.long, device=device), list(distinct.values())
+        return focus_stretches(list(distinct), probe.count, device), list(distinct.values())
 
     def _map(
         self, probe: RegionAttention | FocusAttention, readout: MapReadout, queries: Queries, roots: list[Root]
@@ -100,6 +100,7 @@ class UpdateReadings:
             if record.regions and count:
                 weight[number] = 1 / (self._records * shares[root.part])
         picked = torch.cat([found[queries.row, :, queries.slot] for found in readout.maps.values()], dim=1)
+        picked = picked.unflatten(0, (len(roots), -1)).mean(1)  # several focus tokens in a row are read as one
         index = torch.from_numpy(columns).long().to(device)[:, None].expand(-1, picked.shape[1], -1)
         seen = torch.from_numpy(is_visual).to(device)
         return RegionMap(
