@@ -14,8 +14,8 @@ from sightline.credit.tokens import (
     content_tokens,
     decoupled_advantages,
     most_affected,
+    rollout_scales,
     section_tokens,
-    trajectory_scales,
 )
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "faithful_mr1.json").read_text())
@@ -61,12 +61,12 @@ def test_the_filter_keeps_the_largest_valid_ones() -> None:
 
 def test_factors_have_mean_one_and_the_least_value() -> None:
     values = np.random.default_rng(2).uniform(size=64)
-    factors = trajectory_scales(values, 0.9)
+    factors = rollout_scales(values, 0.9)
     assert factors.mean() == pytest.approx(1.0, abs=1e-6)
     assert factors.min() == pytest.approx(0.9)
     assert (np.argsort(factors) == np.argsort(values)).all()
-    assert trajectory_scales([0.3, 0.3]).tolist() == [1.0, 1.0]
-    assert trajectory_scales([]).tolist() == []
+    assert rollout_scales([0.3, 0.3]).tolist() == [1.0, 1.0]
+    assert rollout_scales([]).tolist() == []
 
 
 def test_summed_advantages_blow_small_differences_up() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from losses import LossReads, contrast_batch
-from sightline.credit.tokens import causal_effect, trajectory_scales
+from sightline.credit.tokens import causal_effect, rollout_scales
 from sightline.methods import load_method
 from sightline.methods.vppo import VPPO
 from sightline.objectives import policy_loss
@@ -62,7 +62,7 @@ def test_factors_span_the_whole_step(world) -> None:
     groups = credited(vppo(), world, first, second)
     factors = [c.parts["scale"] for g in groups for c in g.credits]
     effects = [float(causal_effect(np.zeros(1), np.array([d]))[0]) for d in (-1.0, -2.0, -3.0, 0.0)]
-    assert factors == pytest.approx(trajectory_scales(effects).tolist())
+    assert factors == pytest.approx(rollout_scales(effects).tolist())
     assert np.mean(factors) == pytest.approx(1.0, abs=1e-6)
     assert min(factors) == pytest.approx(0.9)
     kept = groups[0].credits[1]

@@ -1,7 +1,7 @@
 """Credit that depends on the token: what the image did to each one, and the advantages that follow from it.
 
 `d_t = log p'_t - log p_t` compares the probability of a sampled token under a changed image with the original. Token
-filter and trajectory scaling are those of VPPO (arXiv 2510.09285), the decoupled advantage is our reading of
+filter and scales of whole rollouts are those of VPPO (arXiv 2510.09285), the decoupled advantage is our reading of
 Faithful-MR1 (arXiv 2605.22072).
 """
 
@@ -27,8 +27,8 @@ __all__ = [
     "content_tokens",
     "decoupled_advantages",
     "most_affected",
+    "rollout_scales",
     "section_tokens",
-    "trajectory_scales",
 ]
 
 Estimator = Literal["k3", "logratio_pos"]
@@ -81,7 +81,7 @@ def most_affected(
     return kept
 
 
-def trajectory_scales(
+def rollout_scales(
     dependence: Sequence[float] | Float[np.ndarray, "rollouts"], lowest: float = 0.9
 ) -> Float[np.ndarray, "rollouts"]:
     """VPPO's factor of each Rollout's advantage, from the mean effect S_i of its tokens.
@@ -94,7 +94,7 @@ def trajectory_scales(
         lowest: beta_min, in [0, 1].
 
     Example:
-        >>> trajectory_scales([0.0, 1.0, 2.0]).round(3).tolist()
+        >>> rollout_scales([0.0, 1.0, 2.0]).round(3).tolist()
         [0.9, 1.0, 1.1]
     """
     values = np.asarray(dependence, np.float64)

@@ -4,7 +4,7 @@ Objective. GRPO whose credit goes to what depends on the image. With p' the prob
 patches and c_t = k3(p, p') of each sampled token, both under the policy that sampled,
 
     token filter:  only the ceil(0.4 n) tokens of the largest c_t of a reply carry its advantage;
-    trajectories:  S_i = mean_t c_t, u_i = S_i scaled to 0..1 over the minibatch,
+    rollouts:      S_i = mean_t c_t, u_i = S_i scaled to 0..1 over the rollouts of the step,
                    A_i <- A_i (beta_min + (beta_max - beta_min) u_i), with beta_max such that the mean factor is 1.
 
 The loss still divides by all tokens. An entropy penalty is added. See docs/methods/vppo.md.
@@ -20,7 +20,7 @@ from pydantic import Field
 
 from sightline.credit.config import ObjectiveConfig, Settings
 from sightline.credit.group import credit_for
-from sightline.credit.tokens import Estimator, causal_effect, most_affected, trajectory_scales
+from sightline.credit.tokens import Estimator, causal_effect, most_affected, rollout_scales
 from sightline.interventions import Intervention
 from sightline.methods.base import Context, Method, MethodConfig, Probe, Stream, StreamConfig, score_table
 from sightline.methods.probes import Contrast
@@ -65,7 +65,7 @@ class VPPOConfig(MethodConfig):
     name: str = "vppo"
     streams: Streams = Field(default=Streams(), description="rollouts of the stream")
     weights: Weights = Field(default=Weights(), description="weight of each reward term")
-    dependence: Dependence = Field(default=Dependence(), description="token filter and trajectory factors")
+    dependence: Dependence = Field(default=Dependence(), description="token filter and factors of whole rollouts")
     objective: ObjectiveConfig = Field(default=ObjectiveConfig(), description="what the learner minimises besides")
 
     @property
@@ -74,7 +74,7 @@ class VPPOConfig(MethodConfig):
 
 
 class VPPO(Method[VPPOConfig]):
-    """Advantages on the tokens, and by the trajectories, that depend on the image."""
+    """Advantages on the tokens, and by the rollouts, that depend on the image."""
 
     Config = VPPOConfig
 
@@ -126,11 +126,11 @@ class VPPO(Method[VPPOConfig]):
         """Factor of each Rollout of the group, over all unmasked Rollouts of the step."""
         members = [s for peer in (group.peers or (group,)) for s in peer.scores if not s.is_masked]
         place = {id(s): i for i, s in enumerate(members)}
-        factors = trajectory_scales([s.terms["dependence"].value for s in members], self.config.dependence.lowest_scale)
+        factors = rollout_scales([s.terms["dependence"].value for s in members], self.config.dependence.lowest_scale)
         return np.array([factors[place[id(s)]] if id(s) in place else 1.0 for s in group.scores])
 
 
 def _mean_effect(effect: np.ndarray | None) -> Score:
     if effect is None or not len(effect):
         return Score(0.0, "not measured", masked=True)
-    return Score(float(effect.mean()), f"k3 {effect.mean():.3f} nats per token between the image and a blackened one")
+    return Score(float(effect.mean()), f"{effect.mean():.3f} nats per token between the image and a blackened one")
