@@ -73,6 +73,10 @@ def test_summed_advantages_blow_small_differences_up() -> None:
     g = GOLDEN["summed_all_correct_three"]
     rewards = [1 + 0.3 * s for s in g["scores"]]
     assert group_advantages(rewards, ddof=0).round(2).tolist() == pytest.approx(g["biased"])
+    two = GOLDEN["summed_all_correct"]
+    assert two["scores"][1] - two["scores"][0] == pytest.approx(two["difference"])
+    found = group_advantages([1 + 0.3 * s for s in two["scores"]])
+    assert found == pytest.approx(two["advantages"], abs=1e-4)
 
 
 class TestDecoupled:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from sightline.methods.probes import Contrast, FocusAttention, RegionAttention
 from sightline.train.scoring import credit, score
 from sightline.types import Group, Measurement, Region
 
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "faithful_mr1.json").read_text())
 BOX = (0, 0, 56, 28)
 PIECES = ["<think>", " The", " cup", " is", " left", " red", "</think>", "<answer>", " green", "</answer>", ""]
 RIGHT = "<Focus>\n<think> The cup is left red</think><answer> green</answer>"
@@ -63,7 +66,7 @@ CONTENT = [1, 2, 3, 4, 5, 8]
 
 def test_constant_attention_is_worth_one_half(world) -> None:
     group = group_of(world, [RIGHT], [FLAT])
-    assert attention(faithful(), group, world) == pytest.approx([0.5])
+    assert attention(faithful(), group, world) == pytest.approx([GOLDEN["constant_attention"]])
 
 
 def test_attention_where_the_image_decides(world) -> None:
