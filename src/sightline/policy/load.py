@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,9 +30,10 @@ from sightline.policy.qwen_vl import QwenVL
 from sightline.policy.tree import TreeRules
 
 if TYPE_CHECKING:
+    from sightline.policy.lora import LoraSettings
     from sightline.types import ImageRef, ImageSlot, Prompt
 
-__all__ = ["ADAPTERS", "PROCESSOR_FILES", "Policy", "checkpoint_folder", "load_policy", "save_policy"]
+__all__ = ["ADAPTERS", "PROCESSOR_FILES", "Policy", "adapter_base", "checkpoint_folder", "load_policy", "save_policy"]
 
 PROCESSOR_FILES = (
     "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json",
@@ -52,8 +54,14 @@ DEVICES = "auto, cpu, cuda, cuda:N or mps"
 
 @dataclass(kw_only=True)
 class Policy:
-    """A loaded policy: the root module and everything needed to talk to it."""
+    """A loaded policy: the root module and everything needed to talk to it.
 
+    Attributes:
+        name: what it was loaded by; for an adapter, the name of its base.
+        source: the folder that its processor files and its configuration come from.
+    """
+
+    name: str
     source: Path
     adapter: ModelAdapter
     module: PolicyModule
@@ -76,6 +84,23 @@ class Policy:
     def family(self) -> str:
         """The model type in the checkpoint's configuration."""
         return self.model.config.model_type
+
+    @property
+    def lora(self) -> bool:
+        """Whether an adapter is trained in place of the weights."""
+        return hasattr(self.model, "disable_adapter")
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """The policy that training started from: within the block the adapter is off.
+
+        Raises:
+            ValueError: there is no adapter to switch off.
+        """
+        if not self.lora:
+            raise ValueError("only a policy with an adapter is its own reference")
+        with self.model.disable_adapter():
+            yield
 
     @property
     def image_token(self) -> int:
@@ -159,15 +184,17 @@ def load_policy(
     checkpointing: bool = False,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
+    lora: LoraSettings | None = None,
 ) -> Policy:
-    """Loads a Qwen2.5-VL or Qwen3-VL checkpoint.
+    """Loads a Qwen2.5-VL or Qwen3-VL checkpoint, or an adapter upon the one it names.
 
     Args:
-        name_or_path: `embedded:qwen3_vl`, a folder, or a hub id.
+        name_or_path: `embedded:qwen3_vl`, a folder, or a hub id; a folder with an adapter stands for base and adapter.
         dtype: `float32`, `bfloat16` or `float16`.
         device: where the parameters go; `auto` takes the first of cuda, mps, cpu that is there.
         checkpointing: recompute activations in the backward pass (non-reentrant).
         min_pixels, max_pixels: image area limits after the resize; None keeps the checkpoint's.
+        lora: puts a new adapter on the policy; a folder that holds one keeps that one.
 
     Raises:
         UserError: unknown number format, a device that is not there, unknown model type, missing files, or tensors
@@ -176,14 +203,18 @@ def load_policy(
     target = _device(device)
     if dtype not in DTYPES:
         raise UserError(f"unknown number format {dtype!r}", where="dtype", hint=f"one of {', '.join(DTYPES)}")
-    folder = checkpoint_folder(str(name_or_path))
+    given = checkpoint_folder(str(name_or_path))
+    name = adapter_base(given) or str(name_or_path)
+    folder = given if name == str(name_or_path) else checkpoint_folder(name)
     config = _read_json(folder / "config.json")
     family = config.get("model_type", "")
     if family not in ADAPTERS:
         raise UserError(f"model type '{family}' is not supported", where=str(folder / "config.json"),
                         hint="supported: " + ", ".join(ADAPTERS))  # fmt: skip
     make_adapter, class_name = ADAPTERS[family]
-    adapter = make_adapter(_strict_model(folder, class_name, dtype).to(target))
+    # what an adapter stores in four bits is packed on the way from here to the device
+    place = torch.device("cpu") if lora is not None and lora.quantise else target
+    adapter = make_adapter(_strict_model(folder, class_name, dtype).to(place))
     if checkpointing:
         adapter.model.activation_checkpointing_enable({"use_reentrant": False})
     tokenizer, template = _tokenizer(folder)
@@ -199,11 +230,36 @@ def load_policy(
     banned = tuple(i for i in {*adapter.placeholders()[1], int(tokenizer.pad_token_id)} if i not in eos)
     spare = range(len(tokenizer), int(adapter.model.get_output_embeddings().weight.shape[0]))
     card = _read_json(folder / "card.json") if (folder / "card.json").exists() else {}
-    return Policy(
-        source=folder, adapter=adapter, tokenizer=tokenizer, template=template, frame=frame, eos=eos,
+    policy = Policy(
+        name=name, source=folder, adapter=adapter, tokenizer=tokenizer, template=template, frame=frame, eos=eos,
         module=PolicyModule(adapter, (*sorted(banned), *spare)), pixels=Pixels(processor, frame),
         style=card.get("prompt_style", "full"), banned=(*sorted(banned), *spare),
     )  # fmt: skip
+    if folder != given or lora is not None:
+        from sightline.policy.lora import attach, restore
+
+        if folder != given:
+            restore(policy, given, lora)
+        elif lora is not None:
+            attach(policy, lora)
+        policy.module.to(target)
+    return policy
+
+
+def adapter_base(folder: Path) -> str | None:
+    """The name of the policy that the adapter in a folder belongs to, or None where there is no adapter.
+
+    Raises:
+        UserError: the adapter does not say so.
+    """
+    path = folder / "adapter_config.json"
+    if not path.exists():
+        return None
+    base = _read_json(path).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise UserError("the adapter does not name its base", where=str(path),
+                        hint="set base_model_name_or_path to a folder, a Hub id or embedded:FAMILY")  # fmt: skip
+    return base
 
 
 def _device(name: str | torch.device) -> torch.device:
@@ -225,15 +281,24 @@ def _device(name: str | torch.device) -> torch.device:
 
 def save_policy(policy: Policy, folder: Path) -> None:
     """Writes weights (bf16 is kept as loaded) and copies the processor files of the source checkpoint unchanged."""
-    import shutil
-
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
+    if policy.lora:
+        from sightline.policy.lora import save_adapter
+
+        save_adapter(policy, folder)
+        return _copy_processor(policy, folder)
     tied = {id(p): n for n, p in reversed(list(policy.model.named_parameters()))}
     tensors = {n: p.detach().contiguous().cpu() for n, p in policy.model.named_parameters() if tied[id(p)] == n}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     policy.model.config.save_pretrained(folder)
+    return _copy_processor(policy, folder)
+
+
+def _copy_processor(policy: Policy, folder: Path) -> None:
+    import shutil
+
     for name in PROCESSOR_FILES:
         if (policy.source / name).exists() and policy.source.resolve() != folder.resolve():
             shutil.copyfile(policy.source / name, folder / name)
