@@ -289,7 +289,7 @@ def test_the_stage_has_a_rate_and_an_optimiser_of_its_own(tmp_path: Path) -> Non
         rates, moments = [], []
         while run.step < run.steps:
             run.enter_stage()
-            moments.append(len(run.learner.optimizer.state))
+            moments.append(len(run.learner.optimiser.adamw.state))
             rates.append(learn(run)[1].metrics["update/lr"])
             run.step += 1
         assert rates == pytest.approx([5e-6, 5e-6, 1e-4, 1e-4])
@@ -310,7 +310,7 @@ def test_a_run_resumes_exactly_across_the_stages(tmp_path: Path) -> None:
                     learn(run)
                     run.step += 1
                 run.save()
-                found = weights(run), run.learner.optimizer.state_dict()["state"], run.policy.banned
+                found = weights(run), run.learner.optimiser.adamw.state_dict()["state"], run.policy.banned
         return found
 
     whole = until(tmp_path / "whole", 4)

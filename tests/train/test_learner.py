@@ -14,6 +14,7 @@ from sightline.methods import load_method
 from sightline.methods.base import Method
 from sightline.policy.load import Policy, load_policy
 from sightline.train.learner import Learner
+from sightline.train.reference import FrozenCopy
 from sightline.types import Group
 from stock import groups_of, make_method, reference_logprobs
 
@@ -36,7 +37,7 @@ def update(checkpoint: Path, method: Method, groups: list[Group], **changes: obj
     optim = given.pop("optim", Optim(lr=1e-3, clip_norm=1e6))
     learner = Learner(policy, optim, **given)
     if method.config.objective.kl:
-        learner.freeze_reference(load_policy(checkpoint))
+        learner.reference = FrozenCopy(load_policy(checkpoint))
     result = learner.step(groups, method, 0)
     return moved(policy, start), result.metrics
 

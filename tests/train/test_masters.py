@@ -17,7 +17,9 @@ TINY = Optim(lr=1e-6, clip_norm=1e6)
 
 
 def movement(learner: Learner, start: list[torch.Tensor]) -> torch.Tensor:
-    return torch.cat([(m.detach() - s).flatten() for m, s in zip(learner.weights.masters, start, strict=True)])
+    return torch.cat(
+        [(m.detach() - s).flatten() for m, s in zip(learner.optimiser.weights.masters, start, strict=True)]
+    )
 
 
 def test_bfloat16_follows_float32_at_a_tiny_rate(checkpoints: dict[str, Path]) -> None:
@@ -26,7 +28,7 @@ def test_bfloat16_follows_float32_at_a_tiny_rate(checkpoints: dict[str, Path]) -
     moves = []
     for dtype in ("float32", "bfloat16"):
         learner = Learner(load_policy(checkpoints["qwen3_vl"], dtype=dtype), TINY, steps=10)
-        start = [m.detach().clone() for m in learner.weights.masters]
+        start = [m.detach().clone() for m in learner.optimiser.weights.masters]
         for step in range(8):
             learner.step(groups, method, step)
         moves.append(movement(learner, start))
@@ -41,17 +43,22 @@ def test_the_policy_holds_the_rounded_masters_and_a_resume_keeps_both(checkpoint
     groups = groups_of(load_policy(checkpoints["qwen3_vl"]), method)
     learner = Learner(load_policy(checkpoints["qwen3_vl"], dtype="bfloat16"), Optim(lr=1e-4), steps=10)
     learner.step(groups, method, 0)
-    for p, m in zip(learner.weights.parameters, learner.weights.masters, strict=True):
+    for p, m in zip(learner.optimiser.weights.parameters, learner.optimiser.weights.masters, strict=True):
         assert p.dtype == torch.bfloat16
         assert torch.equal(p, m.bfloat16())
     again = Learner(load_policy(checkpoints["qwen3_vl"], dtype="bfloat16"), Optim(lr=1e-4), steps=10)
     again.load_state(learner.state())
-    assert all(torch.equal(a, b) for a, b in zip(learner.weights.masters, again.weights.masters, strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(learner.optimiser.weights.masters, again.optimiser.weights.masters, strict=True)
+    )
 
 
 def test_float32_is_its_own_master_and_float16_is_refused(checkpoints: dict[str, Path]) -> None:
     learner = Learner(load_policy(checkpoints["qwen3_vl"]), TINY, steps=1)
-    assert all(p is m for p, m in zip(learner.weights.parameters, learner.weights.masters, strict=True))
+    assert all(
+        p is m for p, m in zip(learner.optimiser.weights.parameters, learner.optimiser.weights.masters, strict=True)
+    )
     assert learner.state()["masters"] == []
     with pytest.raises(UserError, match="float16"):
         Learner(load_policy(checkpoints["qwen3_vl"], dtype="float16"), TINY, steps=1)

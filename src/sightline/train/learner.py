@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from sightline.policy.batch import Batch
 from sightline.policy.packing import Packer
 from sightline.probes.scoring import scoring_pass
 from sightline.probes.update import UpdateReadings
-from sightline.train.masters import MasterWeights
+from sightline.train.optimiser import Optimiser
 from sightline.train.supervised import supervised_loss
 from sightline.types import Credit, Group
 
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from sightline.methods.base import Method, Probe
     from sightline.objectives import LossBatch
     from sightline.policy.load import Policy
+    from sightline.train.reference import Reference
 
 __all__ = ["Learner", "Update"]
 
@@ -38,7 +38,7 @@ class Update:
 
 
 class Learner:
-    """Owns the optimiser and the frozen reference of one policy.
+    """Owns the optimiser and the reference of one policy.
 
     Args:
         policy: the policy to train.
@@ -64,14 +64,8 @@ class Learner:
         self.policy, self.optim, self.seed = policy, optim, seed
         self.temperature = temperature
         self.packer = Packer(policy, token_budget, shares=shares)
-        self.weights = MasterWeights([p for p in policy.module.parameters() if p.requires_grad])
-        matrices = [p for p in self.weights.masters if p.ndim >= 2]
-        vectors = [p for p in self.weights.masters if p.ndim < 2]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-            lr=optim.lr, betas=optim.betas,
-        )  # fmt: skip
-        self.reference: torch.nn.Module | None = None
+        self.optimiser = Optimiser([p for p in policy.module.parameters() if p.requires_grad], optim)
+        self.reference: Reference | None = None
         self.progress = 0.0
         self.schedule(0, steps)
 
@@ -81,11 +75,7 @@ class Learner:
 
     def restart(self) -> None:
         """Forgets what the optimiser has seen."""
-        self.optimizer.state.clear()
-
-    def freeze_reference(self, start: Policy) -> None:
-        """Keeps a frozen copy of the weights training started from, the reference of the KL term."""
-        self.reference = copy.deepcopy(start.module).eval().requires_grad_(False)
+        self.optimiser.restart()
 
     def measure(self, groups: Sequence[Group], probes: Sequence[Probe] = (), step: int = 0) -> list[Group]:
         """A scoring pass without gradient: log-probs, entropies and probes of every sampled token."""
@@ -126,16 +116,13 @@ class Learner:
             batch = _with_measured(packed.batch.with_credit([g.credits for g in members]), members)
             batch = replace(batch, progress=self.progress)
             if self.reference is not None and objective.kl > 0:
-                with torch.no_grad():
-                    batch = replace(
-                        batch, reference_logprobs=self.reference(batch, temperature=self.temperature).logprobs
-                    )
+                batch = replace(batch, reference_logprobs=self.reference.logprobs(batch, self.temperature))
             readings = UpdateReadings(probes, self.policy, packed, bounded)
             outputs = self.policy.module(batch, temperature=self.temperature, entropies=True, readout=readings.readout)
             outputs = replace(outputs, maps=readings.maps())
             loss = method.loss(cast("LossBatch", batch), outputs)
             loss.total.backward()
-            self.weights.collect()
+            self.optimiser.collect()
             terms["update/tokens"] = terms.get("update/tokens", 0.0) + batch.tokens
             for name, value in loss.terms.items():
                 terms[name] = terms.get(name, 0.0) + float(value)
@@ -145,7 +132,7 @@ class Learner:
         terms["update/tokens_unshared"] = float(
             sum(len(r.prompt_ids) + len(r.ids) for g in carried for r in g.rollouts)
         )
-        terms["update/grad_norm"] = self._apply() if carried else 0.0
+        terms["update/grad_norm"] = self.optimiser.apply() if carried else 0.0
         return terms
 
     def imitate(self, batches: Sequence[Batch], step: int) -> Update:
@@ -179,25 +166,11 @@ class Learner:
         self.policy.model.train()
         for loss in losses:
             loss.backward()
-            self.weights.collect()
-        decay = [group["weight_decay"] for group in self.optimizer.param_groups]
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate if lr is None else lr
-            group["weight_decay"] *= decays
-        norm = self._apply()
-        for group, value in zip(self.optimizer.param_groups, decay, strict=True):
-            group["weight_decay"] = value
+            self.optimiser.collect()
+        if lr is not None:
+            self.optimiser.set_lr(lr)
+        norm = self.optimiser.apply(decays=decays)
         return {"update/grad_norm": norm, "update/lr": rate if lr is None else lr}
-
-    def _apply(self) -> float:
-        """Clips the gradient and takes one optimiser step; returns the norm before clipping."""
-        norm = float(torch.nn.utils.clip_grad_norm_(self.weights.masters, self.optim.clip_norm))
-        if not np.isfinite(norm):
-            raise FloatingPointError(f"the gradient norm is {norm}; lower optim.lr or check the rewards")
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.weights.publish()
-        return norm
 
     def _minibatches(self, groups: Sequence[Group], step: int, epoch: int) -> Iterator[list[Group]]:
         """Cuts the groups into `inner_steps` near-equal parts, whole groups each, in a seeded order."""
@@ -216,16 +189,15 @@ class Learner:
             scale *= 0.5 * (1 + np.cos(np.pi * progress))
         elif o.schedule == "linear":
             scale *= 1 - progress
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * float(scale)
-        return self.lr * float(scale)
+        lr = self.lr * float(scale)
+        self.optimiser.set_lr(lr)
+        return lr
 
     def state(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict(), "masters": self.weights.state()}
+        return self.optimiser.state()
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.weights.load_state(state["masters"])
+        self.optimiser.load_state(state)
 
 
 def _acts_without_advantage(method: Method) -> bool:

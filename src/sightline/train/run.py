@@ -237,6 +237,7 @@ def open_run(recipe: Recipe, folder: Path) -> Iterator[Run]:
     from sightline.sampling.local import LocalSampler
     from sightline.train.checkpoint import Checkpoints, write_atomically
     from sightline.train.learner import Learner
+    from sightline.train.reference import keep_reference
     from sightline.train.scoring import archive_for
 
     torch.set_num_threads(recipe.model.threads)
@@ -253,7 +254,9 @@ def open_run(recipe: Recipe, folder: Path) -> Iterator[Run]:
         token_budget=recipe.train.token_budget, shares=recipe.model.attention == "tree", seed=recipe.train.seed,
     )  # fmt: skip
     if method.config.objective.kl > 0:
-        learner.freeze_reference(policy if saved is None else _policy(recipe, method, None, load_policy))
+        learner.reference = keep_reference(
+            policy, lambda: policy if saved is None else _policy(recipe, method, None, load_policy)
+        )
     run = Run(
         recipe=recipe, folder=folder, policy=policy, method=method, learner=learner, data=data, judge=judge,
         sampler=LocalSampler(policy, rows=recipe.sampling.batch), archive=archive_for(method),
