@@ -1,0 +1,220 @@
+"""Model FLOPs of scoring and update passes: what the mathematics asks for, whatever a kernel repeats.
+
+    text       2 x parameters of the linear maps x unique tree tokens
+    attention  4 x heads x head width x visible pairs, per decoder layer; a pair is (query, key) with k <= q < end[k]
+    vision     2 x parameters of the tower's linear maps per patch (mergers per visual token), its own attention:
+               within windows or over the whole image, each distinct image once
+    head       2 x width x vocabulary x scored tokens
+
+A multiplication and an addition are two. Embedding look-ups, norms, activations and softmax are not counted, nor is
+anything that checkpointing, a flash kernel or chunked logits compute a second time. The backward pass needs the
+gradient of the input of every linear map (as much as the forward) and, where the map is trained, the gradient of its
+weights (as much again); products of attention cost twice their forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sightline.policy.architecture import Architecture, Text
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
+
+    from sightline.policy.tree import Tree
+    from sightline.types import ImageRef
+
+__all__ = [
+    "EVERYTHING", "FROZEN", "Flops", "Trained", "Work", "backward_flops", "forward_flops", "padded_work", "tree_work",
+    "update_flops", "visible_pairs",
+]  # fmt: skip
+
+Grid = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What one pass computes. Works add up.
+
+    Attributes:
+        tokens: positions of the language model, visual ones included.
+        pairs: visible (query, key) pairs, a token's own included.
+        scored: tokens whose logits are computed.
+        grids: images that are encoded, (frames, rows, columns) in patches.
+    """
+
+    tokens: int = 0
+    pairs: int = 0
+    scored: int = 0
+    grids: tuple[Grid, ...] = ()
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            tokens=self.tokens + other.tokens, pairs=self.pairs + other.pairs, scored=self.scored + other.scored,
+            grids=self.grids + other.grids,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flops:
+    """FLOPs by part. `text` are the decoder's linear maps, adapters included."""
+
+    text: float = 0.0
+    attention: float = 0.0
+    vision: float = 0.0
+    head: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.text + self.attention + self.vision + self.head
+
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
+    def __mul__(self, factor: float) -> Flops:
+        return Flops(**{f.name: getattr(self, f.name) * factor for f in fields(self)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What receives gradients.
+
+    Attributes:
+        text: the weights of the language model, embeddings and head.
+        vision: the weights of the vision tower.
+        rank: of the LoRA factors beside `targets`; 0 for none.
+        targets: linear maps of a decoder layer that have an adapter.
+        embeddings: rows of the input embeddings (a `<Focus>` row too); gradients then reach below the first layer.
+    """
+
+    text: bool = True
+    vision: bool = True
+    rank: int = 0
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    embeddings: bool = False
+
+    @property
+    def is_any(self) -> bool:
+        return self.text or self.vision or self.rank > 0 or self.embeddings
+
+    @property
+    def reaches_inputs(self) -> bool:
+        """Whether the gradient of the first layer's input is needed."""
+        return self.text or self.vision or self.embeddings
+
+
+EVERYTHING = Trained()
+FROZEN = Trained(text=False, vision=False)
+
+
+def visible_pairs(end: Int[np.ndarray, "tokens"]) -> int:
+    """Pairs that the tree rule shows: token k is seen by the `end[k] - k` tokens from itself to its last descendant.
+
+    Example:
+        >>> visible_pairs(np.array([4, 4, 4, 4]))  # a plain causal sequence of four
+        10
+        >>> visible_pairs(np.array([4, 4, 3, 4]))  # two tokens, then two branches of one
+        9
+    """
+    return int((end - np.arange(len(end))).sum())
+
+
+def tree_work(trees: Iterable[Tree], grid: Callable[[ImageRef], tuple[int, int]], merge: int) -> Work:
+    """What a micro-batch of trees computes: each distinct image once, padding not counted.
+
+    Args:
+        trees: the trees of the micro-batch.
+        grid: rows and columns of visual tokens of an image (`Pixels.grid`).
+        merge: patches per side of a visual token.
+    """
+    work, images = Work(), {}
+    for tree in trees:
+        work += Work(tokens=len(tree), pairs=visible_pairs(tree.end), scored=int(tree.sampled.sum()))
+        images |= {image.digest: image for image, _ in tree.images}
+    cells = [grid(image) for image in images.values()]
+    return work + Work(grids=tuple((1, rows * merge, columns * merge) for rows, columns in cells))
+
+
+def padded_work(
+    lengths: Sequence[int], scored: int, grids: Sequence[Grid], *, is_dense: bool = False, all_logits: bool = False
+) -> Work:
+    """What a right-padded batch computes: every sequence as long as the longest.
+
+    Args:
+        lengths: tokens of each sequence.
+        scored: tokens of the replies.
+        grids: the images that are encoded; repeat them where every sequence encodes its own.
+        is_dense: attention runs over the whole square, as with a dense mask, instead of the causal half.
+        all_logits: logits of every position are computed.
+    """
+    rows, longest = len(lengths), max(lengths, default=0)
+    seen = longest**2 if is_dense else longest * (longest + 1) // 2
+    tokens = rows * longest
+    return Work(tokens=tokens, pairs=rows * seen, scored=tokens if all_logits else scored, grids=tuple(grids))
+
+
+def forward_flops(model: Architecture, work: Work, trained: Trained = FROZEN) -> Flops:
+    """FLOPs of one forward; adapters of `trained` are counted."""
+    text = model.text
+    return Flops(
+        text=2.0 * work.tokens * text.layers * (_linear(text) + _adapters(text, trained)),
+        attention=4.0 * work.pairs * text.layers * text.heads * text.head_width,
+        vision=_vision(model, work),
+        head=2.0 * work.scored * text.width * text.vocab,
+    )
+
+
+def backward_flops(model: Architecture, work: Work, trained: Trained = EVERYTHING) -> Flops:
+    """FLOPs of the backward pass of the same work.
+
+    Parts that are frozen and have nothing trained below them cost nothing; frozen parts above something trained cost
+    the gradients of their inputs, but none of their weights.
+    """
+    if not trained.is_any:
+        return Flops()
+    text, once = model.text, forward_flops(model, work)
+    inputs, weights = text.layers * _linear(text), text.layers * _linear(text) if trained.text else 0
+    adapters = 2 * text.layers * _adapters(text, trained)
+    if not trained.reaches_inputs:  # the queries, keys and values of the first layer pass nothing on
+        first = ("q_proj", "k_proj", "v_proj")
+        inputs -= sum(text.matrices[name].size for name in first)
+        adapters -= sum(trained.rank * text.matrices[n].inputs for n in first if n in trained.targets)
+    return Flops(
+        text=2.0 * work.tokens * (inputs + weights + adapters),
+        attention=2 * once.attention,
+        vision=2 * once.vision - _patches(model, work) if trained.vision else 0.0,
+        head=once.head * (2 if trained.text else 1),
+    )
+
+
+def update_flops(model: Architecture, work: Work, trained: Trained = EVERYTHING) -> Flops:
+    """Model FLOPs of forward and backward, without recomputation: what MFU counts."""
+    return forward_flops(model, work, trained) + backward_flops(model, work, trained)
+
+
+def _linear(text: Text) -> int:
+    """Numbers in the linear maps of one decoder layer."""
+    return sum(m.size for m in text.matrices.values())
+
+
+def _adapters(text: Text, trained: Trained) -> int:
+    return sum(m.adapter(trained.rank) for name, m in text.matrices.items() if name in trained.targets)
+
+
+def _patches(model: Architecture, work: Work) -> float:
+    """The patch embedding, whose input needs no gradient."""
+    return 2.0 * sum(t * h * w for t, h, w in work.grids) * model.vision.patch_embedding.size
+
+
+def _vision(model: Architecture, work: Work) -> float:
+    tower, grids = model.vision, work.grids
+    patches = sum(t * h * w for t, h, w in grids)
+    blocks = 2.0 * patches * tower.layers * sum(m.size for m in tower.matrices.values())
+    full, windows = tower.pairs(grids)
+    pairs = tower.full * full + (tower.layers - tower.full) * windows
+    merging = 2.0 * tower.cells(grids) * tower.mergers * sum(m.size for m in tower.merger)
+    return _patches(model, work) + blocks + 4.0 * pairs * tower.width + merging
