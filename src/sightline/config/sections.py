@@ -18,6 +18,7 @@ __all__ = [
     "DynamicSampling",
     "Evaluation",
     "FrameName",
+    "Lora",
     "Mode",
     "Model",
     "Optim",
@@ -49,6 +50,24 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+class Lora(Section):
+    """Low-rank matrices that are trained in place of the weights: y = W x + (alpha / rank) B A x."""
+
+    rank: int = Field(default=32, ge=1, le=1024, description="rank of the added matrices (r)")
+    alpha: float = Field(default=64, gt=0, description="the added product is scaled by alpha / rank")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout in front of the added matrices, in updates")
+    dora: bool = Field(
+        default=False, description="train the length of every weight row apart from its direction (DoRA)"
+    )
+    targets: Literal["language", "all"] | Names = Field(
+        default="language",
+        description="layers: all linear ones of the language model, those of the vision tower too, or names",
+    )
+    quantise: Literal["nf4"] | None = Field(
+        default=None, description="keep the frozen weights of these layers in four bits (QLoRA); null keeps model.dtype"
+    )
+
+
 class Model(Section):
     """Which policy is trained, and how it sits in memory."""
 
@@ -78,6 +97,39 @@ class Model(Section):
     max_pixels: int | None = Field(
         default=None, ge=1, description="largest image area after resizing, in pixels; null keeps the processor's value"
     )
+
+    lora: Lora | None = Field(
+        default=None, description="train an adapter in place of the weights; null trains the weights themselves"
+    )
+    train_vision: bool = Field(
+        default=True, description="train the vision tower; a frozen one encodes an image once and keeps the features"
+    )
+    feature_cache: float = Field(
+        default=1024, ge=0, description="features of a frozen vision tower to keep, in megabytes of the device"
+    )
+    masters: Literal["fp32", "stochastic"] = Field(
+        default="fp32",
+        description="where bfloat16 weights take their steps: in fp32 copies, or in place and rounded at random",
+    )
+    kernels: Literal["none", "liger", "auto"] = Field(
+        default="none",
+        description="fused kernels for norms and feed-forward layers: liger, or auto for liger where it can run",
+    )
+    reference: Literal["auto", "device", "cpu"] = Field(
+        default="auto",
+        description="where the frozen copy for the KL term lives; auto: none under LoRA, where the adapter is switched "
+        "off, else on the device",
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Model:
+        if self.masters == "stochastic" and self.dtype != "bfloat16":
+            raise ValueError(f"masters: stochastic rounds bfloat16 weights, but dtype is {self.dtype}")
+        if self.lora is not None and self.reference != "auto":
+            raise ValueError("with lora the reference is the adapter switched off; leave reference at auto")
+        if self.lora is not None and self.lora.targets == "all" and not self.train_vision:
+            raise ValueError("lora.targets: all adapts the vision tower, which train_vision: false freezes")
+        return self
 
     @model_validator(mode="after")
     def _pixels_in_order(self) -> Model:
@@ -215,6 +267,9 @@ class Optim(Section):
         description="optimiser steps per rollout batch; each takes an equal part of whole groups",
     )
     epochs: int = Field(default=1, ge=1, le=64, description="passes over each rollout batch (PPO epochs, mu)")
+    states: Literal["fp32", "8bit"] = Field(
+        default="fp32", description="number format of the moment estimates: 4 bytes each, or 1 in blocks of 256"
+    )
 
 
 class DynamicSampling(Section):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sightline.credit.config import FocusConfig
     from sightline.policy.load import Policy
 
-__all__ = ["add_focus_token", "token_id"]
+__all__ = ["add_focus_token", "adopt_token", "token_id"]
 
 MULTIPLE = 64
 
@@ -55,19 +55,29 @@ def _taken_over(policy: Policy, config: FocusConfig) -> int:
 
 
 def _added(policy: Policy, config: FocusConfig) -> int:
-    added = policy.tokenizer.add_special_tokens(
-        {"additional_special_tokens": [config.token]}, replace_extra_special_tokens=False
-    )
-    new = token_id(policy, config.token)
-    if added != 1 or new is None or not hasattr(policy.tokenizer, "backend_tokenizer"):
-        raise UserError(f"the tokenizer does not take {config.token!r} as one token", where="method.focus.token")
-    policy.added = (*policy.added, config.token)
+    new = adopt_token(policy, config.token, where="method.focus.token")
     words = policy.tokenizer(config.description, add_special_tokens=False)["input_ids"]
     source = slice(0, new) if config.initialise == "mean" else words
-    _grow(policy, new)
     with torch.no_grad():
         for weight in _matrices(policy):
             weight[new] = weight[source].float().mean(0).to(weight.dtype)
+    return new
+
+
+def adopt_token(policy: Policy, token: str, *, where: str) -> int:
+    """Takes a token into the tokenizer and makes room for its row, which stays as it is; returns the id.
+
+    Raises:
+        UserError: the tokenizer cannot take it.
+    """
+    added = policy.tokenizer.add_special_tokens(
+        {"additional_special_tokens": [token]}, replace_extra_special_tokens=False
+    )
+    new = token_id(policy, token)
+    if added != 1 or new is None or not hasattr(policy.tokenizer, "backend_tokenizer"):
+        raise UserError(f"the tokenizer does not take {token!r} as one token", where=where)
+    policy.added = (*policy.added, token)
+    _grow(policy, new)
     return new
 
 

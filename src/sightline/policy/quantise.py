@@ -1,0 +1,57 @@
+"""Frozen linear layers in four bits: NormalFloat 4 with quantised block constants, as in QLoRA (arXiv 2305.14314)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Any
+
+from torch import nn
+
+from sightline.errors import UserError
+
+__all__ = ["quantise"]
+
+
+def quantise(model: Any, targets: str | Collection[str]) -> None:
+    """Stores the weights of the target layers in four bits; products are computed in the format they had.
+
+    Args:
+        model: a transformers model without adapter.
+        targets: an expression for whole names, or names of layers, as peft takes them.
+
+    Raises:
+        UserError: bitsandbytes is missing.
+    """
+    try:
+        import bitsandbytes  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UserError(
+            "four-bit weights need the library bitsandbytes", where="model.lora.quantise",
+            hint="pip install 'sightline[gpu]'",
+        ) from error  # fmt: skip
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, nn.Linear) and _is_target(name, targets):
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, _in_four_bits(layer, bitsandbytes))
+    model.is_loaded_in_4bit = True  # peft asks for it
+
+
+def _is_target(name: str, targets: str | Collection[str]) -> bool:
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    return any(name == t or name.endswith(f".{t}") for t in targets)
+
+
+def _in_four_bits(layer: nn.Linear, bitsandbytes: Any) -> nn.Module:
+    weight = layer.weight.data
+    packed = bitsandbytes.nn.Linear4bit(
+        layer.in_features, layer.out_features, bias=layer.bias is not None, compute_dtype=weight.dtype,
+        compress_statistics=True, quant_type="nf4", device="meta",
+    )  # fmt: skip
+    packed.weight = bitsandbytes.nn.Params4bit(
+        weight, requires_grad=False, compress_statistics=True, quant_type="nf4", module=packed
+    )
+    if layer.bias is not None:
+        packed.bias = nn.Parameter(layer.bias.data, requires_grad=False)
+    return packed.to(weight.device)
