@@ -1,0 +1,107 @@
+"""Blindness probe: the answer's log-prob must change when the image is blanked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from sightline.doctor.finding import Finding, Picture
+
+if TYPE_CHECKING:
+    from sightline.policy.load import Policy
+    from sightline.types import ImageRef, Record
+
+__all__ = ["Sighted", "blindness_probe", "sighted"]
+
+LEAST = 1e-4
+"""Nats of a whole answer. Rounding of fp32 stays far below, and any image that gets through far above."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sighted:
+    """The log-prob of a record's answer (nats, all its tokens) with its images, and with images filled with black."""
+
+    record: Record
+    seen: float
+    blank: float
+    blanks: tuple[ImageRef, ...]
+
+    @property
+    def gain(self) -> float:
+        return self.seen - self.blank
+
+
+def blindness_probe(policy: Policy, records: Sequence[Record], *, template: str = "direct") -> Finding:
+    """Compares each record's own answer with and without what its images show."""
+    measured = sighted(policy, [record for record in records if record.images], template=template)
+    if not measured:
+        return Finding(
+            level="warn", what="no record of the sample has an image", meaning="whether the policy sees was not tested",
+            command="sightline doctor RECIPE --sample 64",
+        )  # fmt: skip
+    lines = tuple(
+        f"{one.record.id}: log p({one.record.answer!r}) {one.seen:.3f}, image blanked {one.blank:.3f}"
+        for one in measured
+    )
+    unmoved = sum(abs(one.gain) < LEAST for one in measured)
+    gain, better = sum(one.gain for one in measured) / len(measured), sum(one.gain > 0 for one in measured)
+    values = {"gain_nats": gain, "unmoved": unmoved, "records": len(measured)}
+    pictures = tuple(picture for one in measured[:2] for picture in _pictures(one))
+    if unmoved:
+        return Finding(
+            level="fail",
+            what=f"blanking the image leaves the answer's log-prob unchanged in {unmoved} of {len(measured)} records",
+            meaning="the images do not reach the language model: every gain would come from the text alone",
+            command="sightline doctor RECIPE --only weights tokens coordinates",
+            details=lines, pictures=pictures, values=values,
+        )  # fmt: skip
+    said = f"the image changes the answer's log-prob by {gain:+.2f} nats on average, {better} of {len(measured)} up"
+    if gain <= 0:
+        return Finding(
+            level="warn", what=said,
+            meaning="the policy reacts to images but does not use them for these answers: expected of random weights, "
+            "odd for a trained policy",
+            command="sightline ask IMAGE QUESTION --model MODEL", details=lines, pictures=pictures, values=values,
+        )  # fmt: skip
+    return Finding(level="pass", what=said, meaning="the policy sees", details=lines, pictures=pictures, values=values)
+
+
+def sighted(policy: Policy, records: Sequence[Record], *, template: str = "direct") -> list[Sighted]:
+    """Log-probs of every record's answer in the answer block of a reply, by one scoring pass over all of them."""
+    import numpy as np
+
+    from sightline.interventions import Intervention, intervene
+    from sightline.language.prompts import prompt
+    from sightline.policy.packing import Packer
+    from sightline.probes.scoring import scoring_pass
+    from sightline.train.supervised import demonstration
+    from sightline.types import Group
+
+    groups, blanks = [], []
+    for record in records:
+        shown = prompt(record, "direct", template, policy.style, forced_prefix="<answer>", frame=policy.frame)
+        empty = intervene(record.images, (), policy.frame, Intervention("blank")).images
+        blanks.append(empty)
+        for one in (shown, replace(shown, images=empty)):
+            rollout = demonstration(policy, one, [f" {record.answer} </answer>"])
+            groups.append(Group(record=record, rollouts=(rollout,), readings=()))
+    scored = scoring_pass(Packer(policy), groups)
+    values = []
+    for group in scored:
+        logprobs = group.measurements[0].logprobs
+        assert logprobs is not None
+        answer = policy.tokenizer(f" {group.record.answer}", add_special_tokens=False)["input_ids"]
+        values.append(float(np.sum(logprobs[: len(answer)], dtype=np.float64)))
+    return [
+        Sighted(record=record, seen=values[2 * i], blank=values[2 * i + 1], blanks=blanks[i])
+        for i, record in enumerate(records)
+    ]
+
+
+def _pictures(one: Sighted) -> tuple[Picture, ...]:
+    said = one.record.question.splitlines()[0][:120]
+    return (
+        Picture(title=said, image=one.record.images[0], note=f"log p({one.record.answer!r}) = {one.seen:.3f}"),
+        Picture(title="blanked", image=one.blanks[0], note=f"log p({one.record.answer!r}) = {one.blank:.3f}"),
+    )

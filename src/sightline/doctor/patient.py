@@ -1,0 +1,155 @@
+"""What the probes look at: the parts that a run of the recipe would have, each opened once, when first asked for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sightline.doctor.rows import DataFile
+from sightline.errors import UserError
+
+if TYPE_CHECKING:
+    from sightline.config import Recipe
+    from sightline.methods.base import Method, Stream
+    from sightline.policy.load import Policy
+    from sightline.sampling.base import Request, Sampler, SamplingSettings
+    from sightline.types import Prompt, Record
+
+__all__ = ["Patient"]
+
+REPLY = 48
+"""Tokens of a reply that is sampled only to be looked at."""
+
+
+class Patient:
+    """A recipe without arms, opened part by part.
+
+    Args:
+        recipe: what would run.
+        sample: records looked at.
+        card: memory of the card that is asked about, GiB; None for the one that is there.
+        folder: where runs are written.
+        name: the recipe as it was typed, for commands.
+    """
+
+    def __init__(
+        self, recipe: Recipe, *, sample: int = 8, card: float | None = None, folder: Path = Path("runs"),
+        name: str = "RECIPE",
+    ) -> None:  # fmt: skip
+        self.recipe, self.sample, self.card, self.folder, self.name = recipe, sample, card, folder, name
+        self.loading = 0.0
+        self._broken: dict[str, UserError] = {}
+
+    def open(self, part: str) -> Any:
+        """A part by its name.
+
+        Raises:
+            UserError: it cannot be opened; asked again, it is not tried again.
+        """
+        if part in self._broken:
+            raise self._broken[part]
+        try:
+            return getattr(self, part)
+        except UserError as error:
+            self._broken[part] = error
+            raise
+
+    def broken(self, parts: Sequence[str]) -> str:
+        """The first of these parts that was found broken; empty if none was."""
+        return next((part for part in parts if part in self._broken), "")
+
+    @cached_property
+    def method(self) -> Method:
+        from sightline.methods import load_method
+
+        return load_method(self.recipe.method)
+
+    @cached_property
+    def policy(self) -> Policy:
+        """The policy that the run would start from, with the tokens its stages need."""
+        import torch
+
+        from sightline.policy.focus import add_focus_token
+        from sightline.policy.load import load_policy
+
+        torch.set_num_threads(self.recipe.model.threads)
+        started, model = time.perf_counter(), self.recipe.model
+        policy = load_policy(
+            model.name, dtype=model.dtype, device=model.device, min_pixels=model.min_pixels,
+            max_pixels=model.max_pixels,
+        )  # fmt: skip
+        for stage in self.method.stages():
+            if stage.focus is not None:
+                add_focus_token(policy, stage.focus)
+        policy.model.eval()
+        self.loading = time.perf_counter() - started
+        return policy
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        from sightline.sampling.local import LocalSampler
+
+        return LocalSampler(self.open("policy"), rows=self.recipe.sampling.batch)
+
+    @cached_property
+    def records(self) -> list[Record]:
+        """Training records, evenly spaced over a file; the first ones of scenes."""
+        from sightline.data import open_source
+
+        data = self.recipe.data
+        source = open_source(
+            data.train, split="train", seed=self.recipe.train.seed, reader=data.reader, image_root=data.image_root,
+            frame=data.frame, limit=data.limit, types=data.types,
+        )  # fmt: skip
+        count = self.sample if source.size is None else min(self.sample, source.size)
+        spacing = 1 if source.size is None else max(1, source.size // max(count, 1))
+        return [source.at(i * spacing) for i in range(count)]
+
+    @cached_property
+    def prompts(self) -> list[Prompt]:
+        """What every stream shows for every record of the sample."""
+        return [self._prompt(record, stream) for record, stream in self._asked()]
+
+    @property
+    def settings(self) -> SamplingSettings:
+        """The run's, with short replies."""
+        from sightline.sampling.base import SamplingSettings
+
+        own = self.recipe.sampling
+        return SamplingSettings(
+            temperature=own.temperature, top_p=own.top_p, max_new_tokens=min(own.max_new_tokens, REPLY)
+        )
+
+    def requests(self, records: int) -> list[Request]:
+        """Up to two Rollouts per level, of every stream of the first records; conversations included."""
+        from sightline.sampling.base import Request
+
+        first = {record.id for record in self.open("records")[:records]}
+        return [
+            Request(self._prompt(record, stream), tuple(min(n, 2) for n in stream.branches), stream.turns)
+            for record, stream in self._asked()
+            if record.id in first
+        ]
+
+    @property
+    def files(self) -> list[DataFile]:
+        """The data that the recipe names."""
+        data = self.recipe.data
+        how = {"reader": data.reader, "image_root": data.image_root, "frame": data.frame}
+        found = [DataFile(role="training", name=data.train, **how)]
+        held_out = self.recipe.evaluation.data or data.validation
+        return [*found, DataFile(role="validation", name=held_out, **how)] if held_out else found
+
+    def _asked(self) -> list[tuple[Record, Stream]]:
+        return [(record, stream) for record in self.open("records") for stream in self.method.streams(record)]
+
+    def _prompt(self, record: Record, stream: Stream) -> Prompt:
+        from sightline.language.prompts import prompt
+
+        policy = self.open("policy")
+        return prompt(
+            record, stream.name, stream.template, policy.style, forced_prefix=stream.forced_prefix, frame=policy.frame
+        )

@@ -1,0 +1,159 @@
+"""The table of probes, in the order in which they run: what is cheap and explains the rest comes first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sightline.doctor.finding import Finding
+from sightline.doctor.patient import REPLY, Patient
+from sightline.errors import UserError
+
+__all__ = ["PROBES", "Probe", "chosen"]
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One line of the report.
+
+    Attributes:
+        title: what it looks at.
+        run: the probe, as a function of the patient.
+        needs: parts that must open before it can run.
+    """
+
+    title: str
+    run: Callable[[Patient], Finding]
+    needs: tuple[str, ...] = ()
+
+
+def _versions(patient: Patient) -> Finding:
+    from sightline.doctor.machine import installed, required, version_probe
+
+    del patient
+    return version_probe(installed(), required())
+
+
+def _device(patient: Patient) -> Finding:
+    from sightline.doctor.machine import device_probe
+
+    model = patient.recipe.model
+    return device_probe(model.device, model.dtype, model.threads)
+
+
+def _weights(patient: Patient) -> Finding:
+    policy = patient.open("policy")
+    count = sum(p.numel() for p in policy.model.parameters())
+    name, size = patient.recipe.model.name, f"{count / 1e6:,.1f} M parameters"
+    return Finding(
+        level="pass",
+        what=f"{name}: {policy.family}, {size} in {patient.loading:.1f} s",
+        meaning="every tensor has its place; none is missing, left over or of another shape",
+        values={"family": policy.family, "parameters": count},
+    )
+
+
+def _data(patient: Patient) -> Finding:
+    from sightline.doctor.rows import data_probe
+
+    found = data_probe(patient.files, budget=None)
+    if found.level != "fail":
+        patient.open("records")
+    return found
+
+
+def _prompts(patient: Patient) -> Finding:
+    from sightline.doctor.wording import prompt_probe
+
+    return prompt_probe(patient.policy, patient.prompts)
+
+
+def _tokens(patient: Patient) -> Finding:
+    from sightline.doctor.tokens import token_probe
+
+    recipe = patient.recipe
+    return token_probe(
+        patient.policy, patient.prompts, reply=recipe.sampling.max_new_tokens, budget=recipe.train.token_budget
+    )
+
+
+def _bans(patient: Patient) -> Finding:
+    from sightline.doctor.bans import ban_probe
+
+    return ban_probe(patient.policy, patient.sampler, patient.requests(2))
+
+
+def _coordinates(patient: Patient) -> Finding:
+    from sightline.doctor.coordinates import coordinate_probe
+
+    return coordinate_probe(patient.policy)
+
+
+def _blindness(patient: Patient) -> Finding:
+    from sightline.doctor.blindness import blindness_probe
+
+    return blindness_probe(patient.policy, patient.records)
+
+
+def _parity(patient: Patient) -> Finding:
+    from sightline.doctor.parity import parity_probe
+
+    return parity_probe(patient.policy, patient.sampler, patient.requests(4), patient.settings)
+
+
+def _habits(patient: Patient) -> Finding:
+    from sightline.doctor.habits import habit_probe
+
+    tokens = min(patient.recipe.sampling.max_new_tokens, 8 * REPLY)
+    return habit_probe(patient.policy, patient.sampler, patient.records, tokens=tokens)
+
+
+def _judge(patient: Patient) -> Finding:
+    from sightline.doctor.judging import judge_probe
+
+    weight = getattr(getattr(patient.method.config, "weights", None), "consistency", 0)
+    return judge_probe(patient.recipe.judge_config, consistency=isinstance(weight, int | float) and weight > 0)
+
+
+def _disk(patient: Patient) -> Finding:
+    from sightline.doctor.machine import disk_probe
+
+    policy = patient.policy
+    weights = sum(p.numel() * p.element_size() for p in policy.model.parameters())
+    trained = sum(p.numel() for p in policy.model.parameters() if p.requires_grad)
+    return disk_probe(patient.folder, weights=weights, states=12.0 * trained, keep=patient.recipe.train.keep)
+
+
+PROBES: dict[str, Probe] = {
+    "versions": Probe("libraries", _versions),
+    "device": Probe("where it computes", _device),
+    "data": Probe("rows of the data", _data),
+    "weights": Probe("weights load", _weights, ("policy",)),
+    "prompts": Probe("prompts and tags", _prompts, ("policy", "records")),
+    "tokens": Probe("image tokens", _tokens, ("policy", "records")),
+    "coordinates": Probe("boxes come back", _coordinates, ("policy",)),
+    "blindness": Probe("images get through", _blindness, ("policy", "records")),
+    "bans": Probe("banned ids", _bans, ("policy", "records", "sampler")),
+    "parity": Probe("sampler = learner", _parity, ("policy", "records", "sampler")),
+    "habits": Probe("boxes it writes", _habits, ("policy", "records", "sampler")),
+    "judge": Probe("who decides", _judge),
+    "disk": Probe("room for checkpoints", _disk, ("policy",)),
+}
+"""Every probe by its name."""
+
+
+def chosen(only: tuple[str, ...] = (), skip: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The names to run, in the order of the table.
+
+    Raises:
+        UserError: a name that no probe has.
+
+    Example:
+        >>> chosen(only=("parity", "device")), "judge" in chosen(skip=("judge",))
+        (('device', 'parity'), False)
+    """
+    for option, names in (("--only", only), ("--skip", skip)):
+        for name in names:
+            if name not in PROBES:
+                raise UserError(f"no probe is called {name!r}", where=option, hint=f"one of {', '.join(PROBES)}")
+    return tuple(name for name in PROBES if (not only or name in only) and name not in skip)
