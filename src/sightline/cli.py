@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data scenes": ("data:Scenes", "write scenes of the embedded world as PNG files and JSONL"),
     "data check": ("data:Check", "check a data file row by row"),
     "data preview": ("data:Preview", "show records with their pictures and boxes"),
+    "doctor": ("doctor:Doctor", "check a recipe before it runs: what would go wrong, and what to type"),
     "report": ("report:Report", "rebuild the page of a run"),
     "recipe ls": ("recipe:List", "list the recipes"),
     "recipe show": ("recipe:Show", "print a recipe with every default filled in"),
@@ -47,6 +48,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 OVERRIDABLE = (
     "train",
+    "doctor",
     "play",
     "score",
     "recipe show",
