@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sightline.errors import UserError
+from sightline.train.adamw import SmallAdamW
 from sightline.train.masters import MasterWeights
-from sightline.train.rounding import RoundedAdamW
 from sightline.train.sharding import clip_gradients
 
 if TYPE_CHECKING:
@@ -53,10 +53,7 @@ class Optimiser:
     def set_lr(self, lr: float) -> None:
         """The learning rate of the next steps."""
         for group in self.adamw.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr)
-            else:
-                group["lr"] = lr
+            group["lr"] = lr
 
     @property
     def steps(self) -> int:
@@ -107,7 +104,7 @@ class Optimiser:
         for i, parameter in enumerate(p for group in self.adamw.param_groups for p in group["params"]):
             for name, value in state["optimizer"]["state"].get(i, {}).items():
                 if self.adamw.state[parameter][name].dtype != value.dtype:
-                    # torch has rounded fp32 moments to the format of the parameter
+                    # torch has put fp32 moments, or codes, into the format of the parameter
                     self.adamw.state[parameter][name] = value.to(parameter.device, copy=True)
         self.weights.load_state(state["masters"])
 
@@ -124,9 +121,6 @@ class Optimiser:
 
 
 def _adamw(groups: list[dict[str, Any]], optim: Optim, *, rounds: bool) -> torch.optim.Optimizer:
-    if optim.states == "8bit":
-        from sightline.train.eight_bit import eight_bit_adamw
-
-        return eight_bit_adamw(groups, lr=optim.lr, betas=optim.betas, rounds=rounds)
-    kind = RoundedAdamW if rounds else torch.optim.AdamW
-    return kind(groups, lr=optim.lr, betas=optim.betas)
+    if rounds or optim.states == "8bit":
+        return SmallAdamW(groups, lr=optim.lr, betas=optim.betas, codes=optim.states == "8bit")
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas)
