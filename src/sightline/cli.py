@@ -74,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command = _parse(words)
         return command.run()
+    except UserError as error:
+        return _refused(error.line, error.rows)
     except (SightlineError, FloatingPointError) as error:  # the latter: training diverged
         return _refused(str(error))
     except KeyboardInterrupt:
@@ -88,9 +90,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refused(f"{place}{error.strerror or str(error) or type(error).__name__}")
 
 
-def _refused(message: str) -> int:
-    plain = "".join(c if c.isprintable() else " " for c in message)  # names in it come from data
-    print("error:", " ".join(plain.split()), file=sys.stderr)
+def _refused(message: str, rows: Sequence[str] = ()) -> int:
+    plain = ["".join(c if c.isprintable() else " " for c in line) for line in (message, *rows)]  # names come from data
+    print("error:", " ".join(plain[0].split()), file=sys.stderr)
+    for row in plain[1:]:
+        print(f"  {row}", file=sys.stderr)
     return 2
 
 

@@ -10,7 +10,8 @@ import torch
 from sightline.credit.config import FocusConfig
 from sightline.errors import UserError
 from sightline.policy.focus import add_focus_token, token_id
-from sightline.policy.load import Policy, load_policy, save_policy
+from sightline.policy.load import Policy, load_policy
+from sightline.policy.save import save_policy
 
 NEW = FocusConfig(token="<Look>")
 

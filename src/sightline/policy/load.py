@@ -1,13 +1,11 @@
 """Loading a policy: a folder in the published layout, a hub id, or `embedded:FAMILY` for a shipped one.
 
-Image processor, tokenizer and chat template are read one by one: the combined loader needs packages that are not
-required here and reloads custom processors silently as bare tokenizers. Weights load strictly.
+Weights load strictly (`policy/weights.py`) onto a model built without memory (`policy/skeleton.py`); what stands beside
+them is read by `policy/processors.py`.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,22 +23,20 @@ from sightline.language.spans import byte_pieces
 from sightline.policy.adapter import ModelAdapter
 from sightline.policy.encode import Encoded, encode_prompt, encode_turn
 from sightline.policy.forward import PolicyModule
+from sightline.policy.hub import checkpoint_folder
+from sightline.policy.layouts import current_name
 from sightline.policy.pixels import Pixels
+from sightline.policy.processors import end_ids, image_processor, read_json, tokenizer_and_template
 from sightline.policy.qwen_vl import QwenVL
+from sightline.policy.skeleton import model_config, revive_buffers, skeleton
 from sightline.policy.tree import TreeRules
+from sightline.policy.weights import read_weights
 
 if TYPE_CHECKING:
     from sightline.policy.lora import LoraSettings
     from sightline.types import ImageRef, ImageSlot, Prompt
 
-__all__ = ["ADAPTERS", "PROCESSOR_FILES", "Policy", "adapter_base", "checkpoint_folder", "load_policy", "save_policy"]
-
-PROCESSOR_FILES = (
-    "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json",
-    "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
-    "video_preprocessor_config.json", "processor_config.json", "card.json",
-)  # fmt: skip
-
+__all__ = ["ADAPTERS", "Policy", "adapter_base", "load_policy"]
 
 ADAPTERS: dict[str, tuple[type[ModelAdapter], str]] = {
     "qwen2_5_vl": (QwenVL, "Qwen2_5_VLForConditionalGeneration"),
@@ -58,7 +54,7 @@ class Policy:
 
     Attributes:
         name: what it was loaded by; for an adapter, the name of its base.
-        source: the folder that its processor files and its configuration come from.
+        source: the folder that its processor files come from.
     """
 
     name: str
@@ -142,40 +138,6 @@ class Policy:
         return byte_pieces([self.tokenizer.convert_ids_to_tokens(int(token))])[0]
 
 
-def checkpoint_folder(name: str) -> Path:
-    """Resolves a model name to a local folder.
-
-    Raises:
-        UserError: an unknown embedded policy, or a name that is neither a folder nor reachable on the hub.
-    """
-    if name.startswith("embedded:"):
-        family = name.removeprefix("embedded:")
-        folder = Path(__file__).parent.parent / "scenes" / "checkpoints" / family
-        if family not in ADAPTERS or not (folder / "config.json").exists():
-            raise UserError(
-                f"no embedded policy '{family}'", where="model.name",
-                hint="use " + " or ".join(f"embedded:{f}" for f in sorted(ADAPTERS))
-                + f", or build one: sightline scenes build-policy --family {family} --out DIR",
-            )  # fmt: skip
-        return folder
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if os.sep in name and name.count("/") != 1:
-        raise UserError(f"no such folder: {name}", where="model.name")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(
-            f"'{name}' is neither a folder here nor reachable on the hub ({type(error).__name__})", where="model.name",
-            hint="give a local folder, or embedded:qwen3_vl",
-        ) from error  # fmt: skip
-
-
 def load_policy(
     name_or_path: str | Path,
     *,
@@ -204,46 +166,69 @@ def load_policy(
     if dtype not in DTYPES:
         raise UserError(f"unknown number format {dtype!r}", where="dtype", hint=f"one of {', '.join(DTYPES)}")
     given = checkpoint_folder(str(name_or_path))
-    name = adapter_base(given) or str(name_or_path)
-    folder = given if name == str(name_or_path) else checkpoint_folder(name)
-    config = _read_json(folder / "config.json")
-    family = config.get("model_type", "")
+    base = adapter_base(given)
+    folder = given if base is None else checkpoint_folder(base)
+    # what an adapter stores in four bits is packed on the way from here to the device
+    place = torch.device("cpu") if lora is not None and lora.quantise else target
+    tokenizer, template = tokenizer_and_template(folder)  # cheap, and may fail: before the weights
+    config, adapter_class, class_name = _config(folder)
+    processor = image_processor(folder, min_pixels, max_pixels, config.vision_config)
+    adapter = adapter_class(_model(folder, config, class_name, getattr(torch, dtype), place))
+    if checkpointing:
+        adapter.model.activation_checkpointing_enable({"use_reentrant": False})
+    policy = _assembled(base or str(name_or_path), folder, adapter, tokenizer, template, processor)
+    if base is not None or lora is not None:
+        from sightline.policy.lora import attach, restore
+
+        if base is not None:
+            restore(policy, given, lora)
+        elif lora is not None:
+            attach(policy, lora)
+        policy.module.to(target)
+    return policy
+
+
+def _config(folder: Path) -> tuple[Any, Any, str]:
+    """The config of a checkpoint, the adapter of its family and the name of its transformers class."""
+    family = read_json(folder / "config.json").get("model_type", "")
     if family not in ADAPTERS:
         raise UserError(f"model type '{family}' is not supported", where=str(folder / "config.json"),
                         hint="supported: " + ", ".join(ADAPTERS))  # fmt: skip
-    make_adapter, class_name = ADAPTERS[family]
-    # what an adapter stores in four bits is packed on the way from here to the device
-    place = torch.device("cpu") if lora is not None and lora.quantise else target
-    adapter = make_adapter(_strict_model(folder, class_name, dtype).to(place))
-    if checkpointing:
-        adapter.model.activation_checkpointing_enable({"use_reentrant": False})
-    tokenizer, template = _tokenizer(folder)
-    processor = _image_processor(folder, min_pixels, max_pixels)
+    adapter_class, class_name = ADAPTERS[family]
+    return model_config(folder, class_name), adapter_class, class_name
+
+
+def _model(folder: Path, config: Any, class_name: str, dtype: torch.dtype, device: torch.device) -> Any:
+    """The transformers model with the weights of a folder, as its own loading would give it."""
+    import transformers
+
+    model = skeleton(config, class_name, dtype)
+    read_weights(model, folder, dtype=dtype, device=device, rename=current_name)
+    revive_buffers(model, device)
+    model.config._name_or_path = model.name_or_path = str(folder)
+    if (folder / "generation_config.json").exists():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return model.eval()
+
+
+def _assembled(name: str, folder: Path, adapter: ModelAdapter, tokenizer: Any, template: str, processor: Any) -> Policy:
     frame = Frame(
         convention=adapter.convention,
         factor=processor.patch_size * processor.merge_size,
         min_pixels=processor.size["shortest_edge"],
         max_pixels=processor.size["longest_edge"],
     )
-    eos = _eos(folder, tokenizer)
+    eos = end_ids(folder, tokenizer)
     # the pad id may double as an end-of-text id, which must stay writable
-    banned = tuple(i for i in {*adapter.placeholders()[1], int(tokenizer.pad_token_id)} if i not in eos)
+    marks = sorted(i for i in {*adapter.placeholders()[1], int(tokenizer.pad_token_id)} if i not in eos)
     spare = range(len(tokenizer), int(adapter.model.get_output_embeddings().weight.shape[0]))
-    card = _read_json(folder / "card.json") if (folder / "card.json").exists() else {}
-    policy = Policy(
+    banned = (*marks, *spare)
+    card = read_json(folder / "card.json") if (folder / "card.json").exists() else {}
+    return Policy(
         name=name, source=folder, adapter=adapter, tokenizer=tokenizer, template=template, frame=frame, eos=eos,
-        module=PolicyModule(adapter, (*sorted(banned), *spare)), pixels=Pixels(processor, frame),
-        style=card.get("prompt_style", "full"), banned=(*sorted(banned), *spare),
+        module=PolicyModule(adapter, banned), pixels=Pixels(processor, frame),
+        style=card.get("prompt_style", "full"), banned=banned,
     )  # fmt: skip
-    if folder != given or lora is not None:
-        from sightline.policy.lora import attach, restore
-
-        if folder != given:
-            restore(policy, given, lora)
-        elif lora is not None:
-            attach(policy, lora)
-        policy.module.to(target)
-    return policy
 
 
 def adapter_base(folder: Path) -> str | None:
@@ -255,7 +240,7 @@ def adapter_base(folder: Path) -> str | None:
     path = folder / "adapter_config.json"
     if not path.exists():
         return None
-    base = _read_json(path).get("base_model_name_or_path")
+    base = read_json(path).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise UserError("the adapter does not name its base", where=str(path),
                         hint="set base_model_name_or_path to a folder, a Hub id or embedded:FAMILY")  # fmt: skip
@@ -277,104 +262,3 @@ def _device(name: str | torch.device) -> torch.device:
     if (device.index or 0) >= there[device.type]:
         raise UserError(f"device {str(name)!r} is not there on this machine", where="device", hint="e.g. cpu")
     return device
-
-
-def save_policy(policy: Policy, folder: Path) -> None:
-    """Writes weights (bf16 is kept as loaded) and copies the processor files of the source checkpoint unchanged."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    if policy.lora:
-        from sightline.policy.lora import save_adapter
-
-        save_adapter(policy, folder)
-        return _copy_processor(policy, folder)
-    tied = {id(p): n for n, p in reversed(list(policy.model.named_parameters()))}
-    tensors = {n: p.detach().contiguous().cpu() for n, p in policy.model.named_parameters() if tied[id(p)] == n}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    policy.model.config.save_pretrained(folder)
-    return _copy_processor(policy, folder)
-
-
-def _copy_processor(policy: Policy, folder: Path) -> None:
-    import shutil
-
-    for name in PROCESSOR_FILES:
-        if (policy.source / name).exists() and policy.source.resolve() != folder.resolve():
-            shutil.copyfile(policy.source / name, folder / name)
-    if policy.added:
-        policy.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError("file is missing", where=str(path), hint="is this a checkpoint folder?") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"not JSON: {error}", where=str(path)) from None
-
-
-def _strict_model(folder: Path, class_name: str, dtype: str) -> Any:
-    import transformers
-    from safetensors import SafetensorError
-
-    if not any(folder.glob("*.safetensors")):
-        raise UserError("no safetensors weights", where=str(folder), hint="other weight formats are not read")
-    bars = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        model, info = getattr(transformers, class_name).from_pretrained(
-            folder, dtype=getattr(torch, dtype), output_loading_info=True, use_safetensors=True, local_files_only=True,
-            ignore_mismatched_sizes=True,  # so that they are listed like the others below
-        )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"the weights cannot be read: {error}", where=str(folder)) from error
-    finally:
-        if bars:
-            transformers.utils.logging.enable_progress_bar()
-    problems = [
-        f"{kind.replace('_', ' ')}: {', '.join(str(k) for k in sorted(info[kind], key=str)[:8])}"
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        if info.get(kind)
-    ]
-    if problems:
-        raise UserError("weights do not match the configuration; " + "; ".join(problems), where=str(folder))
-    return model
-
-
-def _tokenizer(folder: Path) -> tuple[Any, str]:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    template = tokenizer.chat_template
-    if template is None and (folder / "chat_template.json").exists():
-        template = _read_json(folder / "chat_template.json").get("chat_template")
-    if not isinstance(template, str):
-        raise UserError("no chat template", where=str(folder), hint="expected chat_template.jinja or .json")
-    if tokenizer.pad_token_id is None:
-        raise UserError("the tokenizer has no pad token", where=str(folder / "tokenizer_config.json"))
-    return tokenizer, template
-
-
-def _image_processor(folder: Path, min_pixels: int | None, max_pixels: int | None) -> Any:
-    from transformers import Qwen2VLImageProcessorPil
-
-    raw = _read_json(folder / "preprocessor_config.json")
-    size = raw.get("size") or {}
-    shortest = min_pixels or size.get("shortest_edge", raw.get("min_pixels"))
-    longest = max_pixels or size.get("longest_edge", raw.get("max_pixels"))
-    if shortest is None or longest is None:
-        raise UserError("neither size.shortest_edge/longest_edge nor min_pixels/max_pixels is given",
-                        where=str(folder / "preprocessor_config.json"))  # fmt: skip
-    keys = ("patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std", "rescale_factor")
-    return Qwen2VLImageProcessorPil(
-        size={"shortest_edge": shortest, "longest_edge": longest}, **{k: raw[k] for k in keys if k in raw}
-    )
-
-
-def _eos(folder: Path, tokenizer: Any) -> tuple[int, ...]:
-    path = folder / "generation_config.json"
-    raw = _read_json(path).get("eos_token_id") if path.exists() else None
-    ids = raw if isinstance(raw, list) else [raw] if raw is not None else [tokenizer.eos_token_id]
-    return tuple(int(i) for i in ids)

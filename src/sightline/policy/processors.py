@@ -1,0 +1,132 @@
+"""What stands beside the weights: tokenizer, chat template, image processor, and the ids that end a reply.
+
+They are read one by one. The combined loader of transformers needs packages that are not required here, and reloads
+custom processors silently as bare tokenizers.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sightline.errors import UserError
+
+__all__ = ["PROCESSOR_FILES", "end_ids", "image_processor", "read_json", "tokenizer_and_template"]
+
+PROCESSOR_FILES = (
+    "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json",
+    "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
+    "video_preprocessor_config.json", "processor_config.json", "card.json",
+)  # fmt: skip
+
+PATCHES = {"patch_size": "patch_size", "temporal_patch_size": "temporal_patch_size", "merge_size": "spatial_merge_size"}
+"""Key of the image processor -> key of the vision tower: both must cut an image alike."""
+
+LIMITS = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
+"""Key of the image area limits beside `size` -> the same within it."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: no such file, not JSON, or no object.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError("file is missing", where=str(path), hint="is this a checkpoint folder?") from None
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise UserError(f"not JSON: {error}", where=str(path)) from None
+    if not isinstance(raw, dict):
+        raise UserError(f"a JSON object is expected, not {type(raw).__name__}", where=str(path))
+    return raw
+
+
+def tokenizer_and_template(folder: Path) -> tuple[Any, str]:
+    """The tokenizer and the chat template. Code that lies in the folder is never run.
+
+    A template in a file of its own is that of the processor, which knows about images; it goes before the tokenizer's.
+
+    Raises:
+        UserError: files are missing or damaged, or there is no template or no pad token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"the tokenizer cannot be read: {reason}", where=str(folder),
+                        hint="expected tokenizer.json (or vocab.json and merges.txt) and tokenizer_config.json",
+                        ) from error  # fmt: skip
+    if tokenizer.pad_token_id is None:
+        raise UserError("the tokenizer has no pad token", where=str(folder / "tokenizer_config.json"))
+    return tokenizer, _template(folder, tokenizer.chat_template)
+
+
+def _template(folder: Path, of_tokenizer: Any) -> str:
+    old_file = folder / "chat_template.json"
+    found = of_tokenizer
+    if not (folder / "chat_template.jinja").exists() and old_file.exists():
+        found = read_json(old_file).get("chat_template")
+    if isinstance(found, dict):  # several by name
+        found = found.get("default")
+    if not isinstance(found, str):
+        raise UserError("no chat template", where=str(folder), hint="expected chat_template.jinja or .json")
+    return found
+
+
+def image_processor(folder: Path, min_pixels: int | None, max_pixels: int | None, tower: Any) -> Any:
+    """The image processor in its version without torchvision, with the checkpoint's area limits or the ones given.
+
+    Published are three forms: limits as `min_pixels` and `max_pixels`, as edges of `size` (which hold areas in spite of
+    their names), and all of it nested in `processor_config.json`. Where several are there, the one holds that
+    transformers takes: nested before flat, `min_pixels` before `size`.
+
+    Args:
+        folder: the checkpoint.
+        min_pixels, max_pixels: image area limits in pixels; None keeps the checkpoint's.
+        tower: config of the vision tower, whose patches must be those of the processor.
+
+    Raises:
+        UserError: no limits, or patches that the vision tower does not take.
+    """
+    from transformers import Qwen2VLImageProcessorPil
+
+    path, raw = _image_config(folder)
+    size = raw.get("size") or {}
+    given = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    limits = {}
+    for flat, nested in LIMITS.items():
+        value = next((v for v in (given[flat], raw.get(flat), size.get(nested), size.get(flat)) if v is not None), None)
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"neither {flat} nor size.{nested} is a number of pixels", where=str(path))
+        limits[nested] = value
+    for key, of_tower in PATCHES.items():
+        if raw.get(key, getattr(Qwen2VLImageProcessorPil, key)) != getattr(tower, of_tower):
+            raise UserError(
+                f"{key} is {raw.get(key)}, but the vision tower takes {getattr(tower, of_tower)}", where=str(path),
+                hint="are these the processor files of another model?",
+            )  # fmt: skip
+    keys = (*PATCHES, "image_mean", "image_std", "rescale_factor")
+    return Qwen2VLImageProcessorPil(size=limits, **{k: raw[k] for k in keys if k in raw})
+
+
+def _image_config(folder: Path) -> tuple[Path, dict[str, Any]]:
+    nested = folder / "processor_config.json"
+    if nested.exists():
+        found = read_json(nested).get("image_processor")
+        if isinstance(found, dict):
+            return nested, found
+    flat = folder / "preprocessor_config.json"
+    return flat, read_json(flat)
+
+
+def end_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
+    """The ids that end a reply: those of the generation config, else the tokenizer's."""
+    path = folder / "generation_config.json"
+    raw = read_json(path).get("eos_token_id") if path.exists() else None
+    ids = raw if isinstance(raw, list) else [raw] if raw is not None else [tokenizer.eos_token_id]
+    return tuple(int(i) for i in ids)
