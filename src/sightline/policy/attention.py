@@ -12,23 +12,17 @@ is that of the visible pairs rather than of the whole square.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers.integrations.flex_attention import (
-    compile_friendly_flex_attention,
-    flex_attention_forward,
-    get_flex_attention_lse_kwargs,
-)
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-if TYPE_CHECKING:
-    from torch.nn.attention.flex_attention import BlockMask
+from sightline.policy.flex import block_mask, flex_attention
 
 __all__ = [
     "NAME",
@@ -36,7 +30,6 @@ __all__ = [
     "Readout",
     "TreeAttention",
     "TreeLayout",
-    "block_mask",
     "dense_mask",
     "switch_attention",
     "tree_inputs",
@@ -171,7 +164,7 @@ def attention(
     layout: TreeLayout | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention over a tree layout, else stock: SDPA for a dense mask, FlexAttention for a block mask.
+    """Attention over a tree layout on CPU; FlexAttention for a block mask; stock SDPA for a dense mask or none.
 
     `readout`, `decoder` and `layout` travel as keywords of the model call, so that recomputation under activation
     checkpointing sees the same request. On CPU the layout replaces the mask, which is then a placeholder; on CUDA it
@@ -183,9 +176,9 @@ def attention(
     if decoder is not None:
         return decoder.attend(layer, query, scaling), None
     lse = None
+    if dropout and layout is not None:
+        raise ValueError("attention over a token tree has no dropout; set attention_dropout to 0")
     if layout is not None and query.device.type == "cpu":
-        if dropout:
-            raise ValueError("attention over a token tree has no dropout; set attention_dropout to 0")
         fold = query.shape[1] // key.shape[1]
         out, lse = TreeAttention.apply(query, repeat_kv(key, fold), repeat_kv(value, fold), layout, scaling)  # type: ignore[misc]
         out = out.transpose(1, 2)
@@ -193,12 +186,9 @@ def attention(
         out, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    elif readout is None:
-        out, _ = flex_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
-        )
     else:
-        out, lse = _flex_with_lse(module, query, key, value, attention_mask, scaling)
+        out, lse = flex_attention(query, key, value, attention_mask, scaling)
+        out = out.transpose(1, 2)
     if readout is not None:
         readout.observe(layer, query, key, attention_mask if layout is None else layout, scaling, lse)
     return out, None
@@ -213,22 +203,6 @@ def _refuse_unreadable(dropout: float, decoder: Decoder | None, **kwargs: Any) -
     for name in ("sliding_window", "softcap"):
         if kwargs.get(name) is not None:
             raise ValueError(f"attention cannot be read in a layer with {name}")
-
-
-def _flex_with_lse(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scaling: float
-) -> tuple[Tensor, Tensor]:
-    """FlexAttention as transformers calls it, with the log-sum-exp in fp32, which transformers rounds to the inputs."""
-    fold = query.shape[1] // key.shape[1]
-    folds = query.shape[1] & (query.shape[1] - 1) == 0
-    if not folds:
-        key, value = repeat_kv(key, fold), repeat_kv(value, fold)
-    run: Any = compile_friendly_flex_attention
-    out, extra = run(
-        query, key, value, training=module.training, block_mask=mask, enable_gqa=folds, scale=scaling,
-        **get_flex_attention_lse_kwargs(return_lse=True),
-    )  # fmt: skip
-    return out.transpose(1, 2).contiguous(), extra.lse
 
 
 def switch_attention(model: Any) -> None:
@@ -248,18 +222,6 @@ def dense_mask(end: Int[Tensor, "rows tokens"], dtype: torch.dtype) -> Float[Ten
     visible = (index[None, :] <= index[:, None]) & (index[None, :, None] < end[:, None, :])
     mask = torch.zeros(visible.shape, dtype=dtype, device=end.device)
     return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
-
-
-def block_mask(end: Int[Tensor, "rows tokens"]) -> BlockMask:
-    """The tree rule as a FlexAttention block mask (CUDA)."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    rows, tokens = end.shape
-
-    def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:  # noqa: ARG001
-        return (k <= q) & (q < end[b, k])
-
-    return create_block_mask(visible, rows, None, tokens, tokens, device=str(end.device), _compile=True)
 
 
 def tree_mask(end: Int[Tensor, "rows tokens"], dtype: torch.dtype) -> Any:

@@ -15,13 +15,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sightline.policy.flex import bucket
 from sightline.types import Credit
 
 if TYPE_CHECKING:
     from sightline.policy.pixels import Pixels
     from sightline.policy.tree import Tree
 
-__all__ = ["Batch", "FoldedCredit", "Paths", "collate", "microbatches"]
+__all__ = ["Batch", "FoldedCredit", "Paths", "collate", "microbatches", "sent"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +103,7 @@ class Batch:
                 weight.append(w)
                 number += 1
         device = self.ids.device
-        tensors = [torch.from_numpy(x.astype(np.float32)).to(device) for x in folded]
+        tensors = [sent(torch.from_numpy(x.astype(np.float32)), device) for x in folded]
         return replace(
             self,
             credit=FoldedCredit(positive=tensors[0], negative=tensors[1], weight=tensors[2]),
@@ -125,7 +126,7 @@ class Batch:
             for slot, value in reversed(list(zip(slots, tree_values, strict=True))):
                 on = slot >= 0
                 out[slot[on]] = value[on]
-        return torch.from_numpy(out).to(self.ids.device)
+        return sent(torch.from_numpy(out), self.ids.device)
 
     def scatter(self, values: Float[Tensor, "scored ..."]) -> list[list[np.ndarray]]:
         """Values per scored token -> float32 values per Rollout token (0 where not sampled), per tree and path."""
@@ -135,7 +136,14 @@ class Batch:
 
 
 def _tensor(parts: list[np.ndarray], dtype: type, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.concatenate([*parts, np.empty(0)]).astype(dtype)).to(device)
+    return sent(torch.from_numpy(np.concatenate([*parts, np.empty(0)]).astype(dtype)), device)
+
+
+def sent(value: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on a device. To CUDA it travels from pinned memory, so that the host need not wait for it."""
+    if torch.device(device).type != "cuda":
+        return value.to(device)
+    return value.pin_memory().to(device, non_blocking=True)
 
 
 def microbatches(lengths: Sequence[int], budget: int, *, packs: bool) -> list[list[list[int]]]:
@@ -170,9 +178,11 @@ def collate(
 ) -> Batch:
     """Lays trees out as rows of one Batch. `slots` follow the order of the trees, row by row.
 
-    Padding sees only itself, so that no row of the mask is empty.
+    Padding sees only itself, so that no row of the mask is empty. On CUDA rows are padded to one of a few widths.
     """
     width = max(sum(len(t) for t in row) for row in rows)
+    if torch.device(device).type == "cuda":
+        width = bucket(width)
     ids = np.full((len(rows), width), pad, np.int64)
     positions = np.zeros((3, len(rows), width), np.int64)
     end = np.tile(np.arange(1, width + 1), (len(rows), 1))
@@ -195,16 +205,16 @@ def collate(
             offset += len(tree)
     visual = pixels.batch(images)
     return Batch(
-        ids=torch.from_numpy(ids).to(device),
-        positions=torch.from_numpy(positions).to(device),
-        end=torch.from_numpy(end).to(device),
+        ids=sent(torch.from_numpy(ids), device),
+        positions=sent(torch.from_numpy(positions), device),
+        end=sent(torch.from_numpy(end), device),
         predictor=_tensor(predictor, np.int64, torch.device(device)),
         at=_tensor(at, np.int64, torch.device(device)),
         target=_tensor(target, np.int64, torch.device(device)),
-        pixels=visual.pixels.to(device) if visual.pixels is not None else None,
+        pixels=sent(visual.pixels, device) if visual.pixels is not None else None,
         grids=visual.grids,
-        visual_at=visual.at.to(device),
-        visual_from=visual.source.to(device),
+        visual_at=sent(visual.at, device),
+        visual_from=sent(visual.source, device),
         tokens=sum(len(tree) for row in rows for tree in row),
         slots=tuple(slots),
     )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sightline.policy.attention import tree_inputs
+from sightline.policy.fused import FusedLogprobs
 from sightline.policy.readout import MapReadout, Readouts
 
 if TYPE_CHECKING:
@@ -168,6 +169,9 @@ class PolicyModule(nn.Module):
 
     def _score(self, rows: Tensor, target: Tensor, temperature: float, entropies: bool) -> Outputs:
         def block(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            if x.is_cuda:
+                z = self.adapter.logits(x)
+                return FusedLogprobs.apply(z, self.bias, t, temperature, entropies)  # type: ignore[return-value]
             return TokenLogprobs.apply(self.scores(x, temperature), t, entropies)  # type: ignore[return-value]
 
         logprobs, entropy = [], []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from sightline.policy.adapter import Vision
 from sightline.policy.attention import switch_attention
+from sightline.policy.compiled import uncompiled
+from sightline.policy.towers import prepared, switch_tower
 
 __all__ = ["FAMILIES", "QwenVL"]
 
@@ -41,7 +43,11 @@ class QwenVL:
 
     def vision(self, pixels: Float[Tensor, "patches patch_width"], grids: Int[Tensor, "images 3"]) -> Vision:
         tower = self._stock.model.visual
-        out = tower(pixels.type(tower.dtype), grid_thw=grids.to(pixels.device), return_dict=True)
+        more: dict[str, Any] = {}
+        if pixels.is_cuda:
+            switch_tower(tower)
+            more = prepared(tower, grids.cpu(), pixels.device)
+        out = tower(pixels.type(tower.dtype), grid_thw=grids, return_dict=True, **more)
         return Vision(out.pooler_output, tuple(getattr(out, "deepstack_features", None) or ()))
 
     def text(
@@ -65,14 +71,22 @@ class QwenVL:
                 marked = torch.zeros(ids.numel(), dtype=torch.bool, device=ids.device).index_fill_(0, at, True)
                 kwargs["visual_pos_masks"] = marked.view_as(ids)
                 kwargs["deepstack_visual_embeds"] = [layer[source[order]] for layer in vision.deepstack]
+                if ids.is_cuda:
+                    language._deepstack_process = _added
+                    kwargs["visual_pos_masks"] = at[order]
         if self.family == "qwen2_5_vl":
             mask = {"full_attention": mask, "sliding_attention": mask}
-        with _stopped(language, stops_at):
+        with _stopped(language, stops_at), uncompiled() if "past_key_values" in kwargs else nullcontext():
             out = language(inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=False, **kwargs)
         return out.last_hidden_state
 
     def logits(self, hidden: Float[Tensor, "scored width"]) -> Float[Tensor, "scored vocab"]:
         return self._stock.lm_head(hidden)
+
+
+def _added(hidden: Tensor, at: Int[Tensor, "visual"], features: Float[Tensor, "visual width"]) -> Tensor:
+    """Deepstack features onto the tokens at flat positions. The stock method asks the device how many are marked."""
+    return hidden.reshape(-1, hidden.shape[-1]).index_add(0, at, features.to(hidden.dtype)).view_as(hidden)
 
 
 @contextmanager

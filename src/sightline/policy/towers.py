@@ -1,0 +1,78 @@
+"""Vision towers on CUDA: what follows from the grids is computed on the CPU, and attention has one call per layer.
+
+The stock tower reads sizes back from the device and attends image by image, window by window. The images of a batch
+stand in one sequence, so one variable-length call does for all of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.vision_utils import (
+    get_vision_cu_seqlens,
+    get_vision_interpolation_indices_and_weights,
+    get_vision_position_ids,
+    get_vision_window_index,
+)
+
+from sightline.policy.batch import sent
+
+__all__ = ["NAME", "prepared", "switch_tower"]
+
+NAME = "sightline_flash"
+"""transformers hands lengths to attention functions whose name says flash; to others it hands one window at a time."""
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+def switch_tower(tower: Any) -> None:
+    """Puts a tower that stands on CUDA in half precision on variable-length attention; any other keeps its own."""
+    here = tower.patch_embed.proj.weight
+    if here.is_cuda and here.dtype in HALF and tower.config._attn_implementation == "sdpa":
+        ALL_ATTENTION_FUNCTIONS.register(NAME, varlen_attention)
+        tower.config._attn_implementation = NAME
+
+
+def varlen_attention(
+    module: torch.nn.Module,  # noqa: ARG001
+    query: Float[Tensor, "1 heads patches width"],
+    key: Float[Tensor, "1 heads patches width"],
+    value: Float[Tensor, "1 heads patches width"],
+    attention_mask: None,  # noqa: ARG001
+    *,
+    scaling: float,
+    cu_seq_lens_q: Int[Tensor, "segments_and_one"],
+    max_length_q: int,
+    **_: Any,
+) -> tuple[Float[Tensor, "1 patches heads width"], None]:
+    """Attention within segments of one sequence, flash kernel; `scaling` is the kernel's own, width ** -0.5."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    assert abs(scaling * query.shape[-1] ** 0.5 - 1) < 1e-6
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    out: Any = varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
+    return out[None], None
+
+
+def prepared(tower: Any, grids: Int[Tensor, "images 3"], device: torch.device) -> dict[str, Any]:
+    """Keywords of the tower's call that it would otherwise derive from the grids on the device, waiting for it."""
+    config = tower.config
+    merge = config.spatial_merge_size
+    lengths = get_vision_cu_seqlens(grids)
+    found: dict[str, Any] = {"position_ids": get_vision_position_ids(grids, merge), "cu_seqlens": lengths}
+    found["max_seqlen"] = int(lengths.diff().max())
+    if hasattr(config, "fullatt_block_indexes"):
+        order, windows = get_vision_window_index(grids, merge, config.window_size, config.patch_size)
+        found |= {"window_index": order, "cu_window_seqlens": windows}
+        found["max_window_seqlen"] = int(windows.diff().max())
+    else:
+        at, weight = get_vision_interpolation_indices_and_weights(
+            grids, tower.num_grid_per_side, mode=tower.interpolation_mode,
+            align_corners=tower.interpolation_align_corners, spatial_merge_size=merge,
+        )  # fmt: skip
+        found |= {"interp_indices": at, "interp_weights": weight}
+    return {k: sent(v, device) if isinstance(v, Tensor) else v for k, v in found.items()}

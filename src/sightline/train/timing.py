@@ -1,0 +1,73 @@
+"""Where a training step spends its time, and how much of the card's arithmetic it uses.
+
+On CUDA the host runs ahead of the device, so a clock on the host would book the work of one phase to the next. Phases
+are therefore bounded by events in the device's own queue, which cost nothing while the step runs; they are read once,
+at its end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+__all__ = ["Phases", "peak_flops"]
+
+DENSE_BF16 = {
+    "B200": 2250e12, "H200": 989e12, "H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12, "H800": 989e12, "H20": 148e12,
+    "A100": 312e12, "A800": 312e12, "A40": 150e12, "A10G": 70e12, "A10": 125e12, "L40S": 362e12, "L40": 181e12,
+    "L4": 121e12, "RTX PRO 6000": 503e12, "RTX 6000 Ada": 364e12, "RTX 5090": 210e12, "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}  # fmt: skip
+"""Multiplications and additions per second in bf16 with fp32 sums, without sparsity, by part of the card's name, as
+the vendor's data sheets give them; the first that fits counts."""
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Dense bf16 peak of a CUDA device, FLOP/s; None where it is not known, and on every other device."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in DENSE_BF16.items() if part in name), None)
+
+
+class Phases:
+    """Seconds of each phase of a step; a phase that runs several times adds up, and phases may follow at any order.
+
+    Args:
+        device: where the work runs.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._is_cuda = device.type == "cuda"
+        self._spans: list[tuple[str, Any, Any]] = []
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Books what happens within to `phase`."""
+        begin = self._mark()
+        try:
+            yield
+        finally:
+            self._spans.append((phase, begin, self._mark()))
+
+    def _mark(self) -> Any:
+        if not self._is_cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds so far by phase. On CUDA it waits for the last phase to end."""
+        found: dict[str, float] = {}
+        for phase, begin, end in self._spans:
+            if self._is_cuda:
+                end.synchronize()
+            spent = begin.elapsed_time(end) / 1e3 if self._is_cuda else end - begin
+            found[phase] = found.get(phase, 0.0) + spent
+        return found
