@@ -94,7 +94,7 @@ def _found(patient: Patient, name: str) -> Finding:
         return probe.run(patient)
     except UserError as error:
         return failed(error, "the run could not start")
-    except (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, LookupError, OSError, RuntimeError, StopIteration, TypeError, ValueError) as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         is_full = "out of memory" in what.lower()
         return Finding(

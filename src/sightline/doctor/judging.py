@@ -90,7 +90,7 @@ def judge_probe(config: JudgeConfig, *, consistency: bool = False, judge: Judge 
     if problems or unread:
         where = f"curl {config.url}/models" if config.kind == "http" else "judge.kind offline or http"
         return Finding(
-            level="fail", what=f"{config.kind} judge: " + "; ".join([*problems, *([unread] if unread else [])][:3]),
+            level="fail", what=f"{config.kind} judge: " + "; ".join([*([unread] if unread else []), *problems][: 1 if silent == len(asked) else 3]),
             meaning="every verdict fails: all rollouts that need the judge would be masked" if silent == len(asked)
             else "rewards that this judge decides would teach something else than the answers",
             command=f"{where}; then judge.model with a stronger judge" if not silent else where,
