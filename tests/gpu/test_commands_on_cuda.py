@@ -1,0 +1,48 @@
+"""The commands with device=cuda: training in both number formats, an Anchoring stage, resuming, asking, evaluating."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sightline.cli import main
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+SMALL = ["--model.device", "cuda", "--data.records_per_step", "4", "--evaluation.n", "4", "--train.log_groups", "1"]
+
+
+def run(*arguments: str) -> int:
+    try:
+        return int(main(list(arguments)) or 0)
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_training_resumes_and_its_checkpoint_answers(tmp_path: Path, dtype: str, capfd: pytest.CaptureFixture) -> None:
+    folder = tmp_path / "run"
+    train = ["train", "grpo", "--out", str(folder), *SMALL, "--model.dtype", dtype, "--train.checkpoint_every", "1"]
+    assert run(*train, "--train.steps", "2") == 0
+    assert run(*train, "--train.steps", "3") == 0
+    steps = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert sum(row.get("kind", row.get("event")) == "step" for row in steps) >= 3
+    capfd.readouterr()
+
+
+def test_an_anchoring_stage_runs(tmp_path: Path) -> None:
+    more = ["--method.anchor.steps", "2", "--train.steps", "1"]
+    assert run("train", "faithful_mr1_style", "--out", str(tmp_path / "run"), *SMALL, *more) == 0
+
+
+def test_asking_and_evaluating(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    picture = tmp_path / "scene"
+    assert run("data", "scenes", "--out", str(picture), "--n", "3") == 0
+    data = next(picture.glob("*.jsonl"))
+    capfd.readouterr()
+    for mode in ("textual", "crops"):
+        assert run("ask", str(data), "--mode", mode, "--device", "cuda", "--json", "--limit", "2") == 0
+    assert run("eval", str(data), "--device", "cuda", "--dtype", "bfloat16", "--out", str(tmp_path / "eval")) == 0
