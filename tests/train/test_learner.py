@@ -37,7 +37,7 @@ def update(checkpoint: Path, method: Method, groups: list[Group], **changes: obj
     optim = given.pop("optim", Optim(lr=1e-3, clip_norm=1e6))
     learner = Learner(policy, optim, **given)
     if method.config.objective.kl:
-        learner.reference = FrozenCopy(load_policy(checkpoint))
+        learner.reference = FrozenCopy(load_policy(checkpoint).module)
     result = learner.step(groups, method, 0)
     return moved(policy, start), result.metrics
 

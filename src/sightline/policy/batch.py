@@ -19,6 +19,7 @@ from sightline.policy.flex import bucket
 from sightline.types import Credit
 
 if TYPE_CHECKING:
+    from sightline.policy.adapter import Vision
     from sightline.policy.pixels import Pixels
     from sightline.policy.tree import Tree
 
@@ -58,6 +59,7 @@ class Batch:
         at: flat index of each scored token itself, (N,).
         target: ids of the scored tokens, (N,).
         pixels: patches of the distinct images, (patches, patch_width); grids: (images, 3) in patches, (t, h, w).
+        features: of those images in place of pixels, where the vision tower is frozen.
         visual_at: flat index of each visual token of the rows; visual_from: the image feature that goes there.
         tokens: layout positions that are not padding.
         slots: per tree, per path: index into the scored tokens for every response token, -1 where not sampled.
@@ -83,6 +85,7 @@ class Batch:
     reference_logprobs: Float[Tensor, "scored"] | None = None
     probes: Mapping[str, Float[Tensor, "scored ..."]] = field(default_factory=dict)
     progress: float = 0.0
+    features: Vision | None = None
 
     def with_credit(self, credits: Sequence[Sequence[Credit]]) -> Batch:
         """Folds per-Rollout credit (one sequence per tree, in path order) onto the scored tokens."""
@@ -216,5 +219,6 @@ def collate(
         visual_at=sent(visual.at, device),
         visual_from=sent(visual.source, device),
         tokens=sum(len(tree) for row in rows for tree in row),
+        features=visual.features,
         slots=tuple(slots),
     )

@@ -133,9 +133,10 @@ class PolicyModule(nn.Module):
             ValueError: the read-out asks for a layer that is not computed.
             RuntimeError: gradients are on but attention maps came out without (reentrant checkpointing).
         """
-        visual = None
+        vision, visual = batch.features, None
         if batch.pixels is not None and batch.grids is not None:
             vision = self.adapter.vision(batch.pixels, batch.grids)
+        if vision is not None:
             visual = (vision, batch.visual_at, batch.visual_from)
         dtype = next(self.model.parameters()).dtype
         mask, rule = tree_inputs(batch.end, dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,10 +13,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sightline.policy.adapter import Vision
+from sightline.policy.features import joined
 from sightline.types import ImageRef
 
 if TYPE_CHECKING:
     from sightline.geometry.frames import Frame
+    from sightline.policy.features import Features
 
 __all__ = ["Pixels", "VisualInput"]
 
@@ -29,12 +33,14 @@ class VisualInput:
         grids: (t, h, w) in patches of each distinct image.
         at: flat index of every visual token in the batch's rows.
         source: index of the feature that belongs there.
+        features: of those images, where the vision tower is frozen; there are then no pixels.
     """
 
     pixels: Float[Tensor, "patches patch_width"] | None
     grids: Int[Tensor, "images 3"] | None
     at: Int[Tensor, "visual"]
     source: Int[Tensor, "visual"]
+    features: Vision | None = None
 
 
 class Pixels:
@@ -44,7 +50,12 @@ class Pixels:
         processor: the checkpoint's image processor (PIL backend).
         frame: the resize rule, which must agree with the processor.
         capacity: how many megabytes of patches to keep.
+
+    Attributes:
+        features: given where the vision tower is frozen (see `freeze_vision`).
     """
+
+    features: Features | None = None
 
     def __init__(self, processor: Any, frame: Frame, capacity: float = 256.0) -> None:
         self.processor, self.frame = processor, frame
@@ -83,7 +94,7 @@ class Pixels:
         """Collects the distinct images of a batch; `images` pairs each occurrence with its first flat index."""
         merge = self.processor.merge_size
         first: dict[str, int] = {}
-        patches: list[Tensor] = []
+        distinct: list[ImageRef] = []
         grids: list[tuple[int, int, int]] = []
         at, source = [], []
         total = 0
@@ -91,15 +102,23 @@ class Pixels:
             rows, columns = self.grid(image)
             if image.digest not in first:
                 first[image.digest] = total
-                patches.append(self.patches(image))
+                distinct.append(image)
                 grids.append((1, rows * merge, columns * merge))
                 total += rows * columns
             at.append(np.arange(start, start + rows * columns))
             source.append(np.arange(rows * columns) + first[image.digest])
         empty = np.empty(0, np.int64)
+        pixels = features = None
+        if distinct and self.features is not None:
+            features = joined(
+                [self.features.of(i.digest, g, partial(self.patches, i)) for i, g in zip(distinct, grids, strict=True)]
+            )
+        elif distinct:
+            pixels = torch.cat([self.patches(image) for image in distinct])
         return VisualInput(
-            pixels=torch.cat(patches) if patches else None,
+            pixels=pixels,
             grids=torch.tensor(grids) if grids else None,
             at=torch.from_numpy(np.concatenate([*at, empty])),
             source=torch.from_numpy(np.concatenate([*source, empty])),
+            features=features,
         )

@@ -144,9 +144,10 @@ class LocalSampler:
             first = iter(np.flatnonzero(s.ids == policy.image_token)[_image_starts(grids)])
             images.extend((image, r * width + start + int(next(first))) for image in s.images)
         visual = policy.pixels.batch(images)
-        features = None
+        vision, features = visual.features, None
         if visual.pixels is not None and visual.grids is not None:
             vision = policy.adapter.vision(visual.pixels.to(device), visual.grids)
+        if vision is not None:
             features = (vision, visual.at.to(device), visual.source.to(device))
         valid = np.arange(width) >= np.array([[width - len(s.ids)] for s in segments])
         filling = Filling(torch.from_numpy(valid).to(device), chain)
