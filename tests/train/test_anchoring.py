@@ -23,6 +23,7 @@ from sightline.train.anchoring import LessonBatch, anchor, anchor_loss, lesson_b
 from sightline.train.lessons import Lesson, lesson, lessons_of
 from sightline.train.loop import learn
 from sightline.train.run import Run, open_run
+from sightline.train.saving import save
 from sightline.types import Box, Region
 
 KINDS = {"qwen3_vl": "Qwen3VLForConditionalGeneration", "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration"}
@@ -309,7 +310,7 @@ def test_a_run_resumes_exactly_across_the_stages(tmp_path: Path) -> None:
                     run.enter_stage()
                     learn(run)
                     run.step += 1
-                run.save()
+                save(run)
                 found = weights(run), run.learner.optimiser.adamw.state_dict()["state"], run.policy.banned
         return found
 

@@ -310,6 +310,14 @@ class Train(Section):
         "the only update is on-policy, else the learner",
     )
     token_budget: int = Field(default=8192, ge=64, description="tokens (text and visual) packed into one forward pass")
+    parallel: Literal["auto", "fsdp", "ddp"] = Field(
+        default="auto",
+        description="weights on several processes (torchrun): fsdp holds a share on each, ddp a whole copy; auto: fsdp "
+        "from half a billion trained parameters on",
+    )
+    timeout: float = Field(
+        default=1800.0, gt=0, description="seconds that a process waits for another before the run ends"
+    )
 
 
 class Evaluation(Section):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sightline.sampling.base import Sampler, SamplingSettings
     from sightline.sampling.modes import ModeConfig, ModeResult, Speaker
 
-__all__ = ["Evaluation", "EvaluationRow", "append_events", "evaluate", "read_table", "write_table"]
+__all__ = ["Evaluation", "EvaluationRow", "append_events", "evaluate", "merged", "read_table", "write_table"]
 
 JUDGED_AT_ONCE = 16
 
@@ -131,6 +131,26 @@ def evaluate(
         mode: aggregate((row.metrics for row in rows if row.mode == mode), seed=seed, draws=draws) for mode in seconds
     }
     return Evaluation(rows=tuple(rows), estimates=estimates, seconds=seconds, label=label, step=step)
+
+
+def merged(
+    parts: Sequence[Evaluation], records: Sequence[Record], modes: Sequence[str], *, seed: int = 0, draws: int = DRAWS
+) -> Evaluation:
+    """One evaluation from those of parts of its records, as if they had been answered together.
+
+    Args:
+        parts: with the same modes, step and label; parts without rows count for nothing.
+        records: all of them, in order.
+        modes, seed, draws: as given to `evaluate`.
+    """
+    place = {record.id: i for i, record in enumerate(records)}
+    rows = sorted((row for part in parts for row in part.rows), key=lambda r: (modes.index(r.mode), place[r.record]))
+    first = next(part for part in parts if part.rows)
+    seconds = {mode: max(part.seconds.get(mode, 0.0) for part in parts) for mode in first.seconds}
+    estimates = {
+        mode: aggregate((row.metrics for row in rows if row.mode == mode), seed=seed, draws=draws) for mode in seconds
+    }
+    return Evaluation(rows=tuple(rows), estimates=estimates, seconds=seconds, label=first.label, step=first.step)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from sightline.probes.likelihood import LikelihoodPass
 if TYPE_CHECKING:
     from sightline.methods.base import Probe
     from sightline.policy.packing import Packed, Packer
-    from sightline.types import Group
+    from sightline.types import Group, ImageRef
 
 __all__ = ["scoring_pass"]
 
@@ -36,6 +36,7 @@ def scoring_pass(
     *,
     temperature: float = 1.0,
     key: tuple[Hashable, ...] = (),
+    others: Sequence[ImageRef] | None = None,
 ) -> list[Group]:
     """Groups with Measurements: log-probs and entropies of every sampled token, and what the probes found.
 
@@ -47,6 +48,7 @@ def scoring_pass(
         probes: requests, see `methods/probes.py`.
         temperature: the sampling temperature, applied to every log-prob.
         key: decides every draw of an intervention, e.g. (seed, step).
+        others: images among which a swap chooses; by default those of the groups' Records.
 
     Raises:
         SightlineError: two probes of one name, or a probe that nothing here measures.
@@ -54,7 +56,8 @@ def scoring_pass(
     """
     _check(probes)
     drafts = Drafts(groups)
-    others = [image for group in groups for image in group.record.images]
+    if others is None:
+        others = [image for group in groups for image in group.record.images]
     contrasts = [ContrastPass(p, packer, key, others) for p in probes if isinstance(p, Contrast)]
     for packed in packer.groups(groups):
         readings = _readings(packed, packer, probes)

@@ -16,11 +16,17 @@ from typing import TYPE_CHECKING, Any
 from sightline.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sightline.policy.load import Policy
+    from sightline.train.distributed import World
+    from sightline.train.shards import Like
 
 __all__ = ["REMEDY", "Checkpoints", "Saved", "read_state", "write_atomically"]
 
 SCHEMA = 1
+SHARES = "optimizer"
+"""Folder in a checkpoint with the shares of several processes, in place of the file `optimizer.pt`."""
 REMEDY = "delete this folder; the run resumes from the one before"
 
 
@@ -32,8 +38,12 @@ class Saved:
     step: int
     state: dict[str, Any]
 
-    def tensors(self) -> dict[str, Any]:
+    def tensors(self, like: Like | None = None, world: World | None = None) -> dict[str, Any]:
         """The optimiser state, read without unpickling code.
+
+        Args:
+            like: the layout of each tensor, for a state that several processes saved (see `read_shards`).
+            world: the processes that read it.
 
         Raises:
             UserError: the file is missing or damaged.
@@ -42,8 +52,14 @@ class Saved:
 
         import torch
 
-        path = self.folder / "optimizer.pt"
+        path, shares = self.folder / "optimizer.pt", self.folder / SHARES
         try:
+            if shares.is_dir() and not path.exists():
+                from sightline.train.distributed import World
+                from sightline.train.shards import read_shards
+
+                path = shares
+                return read_shards(shares, like or (lambda _: None), world or World())
             return torch.load(path, weights_only=True, map_location="cpu")
         except (OSError, EOFError, RuntimeError, ValueError, LookupError, pickle.UnpicklingError) as error:
             reason = " ".join(str(error).split())[:120] or type(error).__name__
@@ -62,19 +78,52 @@ class Checkpoints:
         self.folder, self.keep = Path(folder) / "checkpoints", keep
 
     def save(
-        self, step: int, policy: Policy, state: Mapping[str, Any], tensors: Mapping[str, Any], *, is_best: bool = False
+        self,
+        step: int,
+        policy: Policy,
+        state: Mapping[str, Any],
+        tensors: Mapping[str, Any],
+        *,
+        is_best: bool = False,
+        world: World | None = None,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> Path:
-        """Saves the state after `step` finished steps; returns the folder."""
+        """Saves the state after `step` finished steps; returns the folder. Every process of the run calls it.
+
+        Args:
+            step: finished steps.
+            policy: the policy.
+            state: plain state (JSON).
+            tensors: the learner's state; where it consists of shares, each process writes its own.
+            is_best: names this checkpoint the best.
+            world: the processes; the main one writes all that is whole.
+            weights: the policy's weights by name, where it does not hold them whole.
+        """
         import torch
 
-        from sightline.policy.load import save_policy
+        from sightline.policy.save import save_policy
+        from sightline.train.distributed import World
+        from sightline.train.shards import has_shares, write_shards
 
+        world = world or World()
         target = self.folder / f"step-{step:06d}"
         temporary = self.folder / f".step-{step:06d}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        save_policy(policy, temporary)
-        torch.save(dict(tensors), temporary / "optimizer.pt")
-        (temporary / "state.json").write_text(json.dumps({"schema": SCHEMA, "step": step, **state}))
+        is_cut = world.size > 1 and has_shares(tensors)
+        with world.agreeing():
+            if world.is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
+                save_policy(policy, temporary, state=weights)
+                if not is_cut:
+                    torch.save(dict(tensors), temporary / "optimizer.pt")
+                (temporary / "state.json").write_text(json.dumps({"schema": SCHEMA, "step": step, **state}))
+        if is_cut:
+            write_shards(temporary / SHARES, tensors, world)
+        with world.agreeing():
+            if world.is_main:
+                self._put_in_place(temporary, target, is_best=is_best)
+        return target
+
+    def _put_in_place(self, temporary: Path, target: Path, *, is_best: bool) -> None:
         _sync(temporary)
         aside = self.folder / f".{target.name}.old"
         if target.exists():
@@ -86,7 +135,6 @@ class Checkpoints:
         _sync_entry(self.folder)
         shutil.rmtree(aside, ignore_errors=True)
         self._prune()
-        return target
 
     def all(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
@@ -147,6 +195,9 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def _sync(folder: Path) -> None:
     for path in folder.iterdir():
+        if path.is_dir():
+            _sync(path)
+            continue
         with path.open("rb") as file:
             os.fsync(file.fileno())
     _sync_entry(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -15,16 +15,24 @@ from sightline.policy.batch import Batch
 from sightline.policy.packing import Packer
 from sightline.probes.scoring import scoring_pass
 from sightline.probes.update import UpdateReadings
+from sightline.train.distributed import World
+from sightline.train.exchange import Elsewhere
+from sightline.train.lockstep import Lockstep
 from sightline.train.optimiser import Optimiser
+from sightline.train.sharding import forget_unreached, laid_out, sum_gradients, whole
 from sightline.train.supervised import supervised_loss
 from sightline.types import Credit, Group
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sightline.config.sections import Optim
     from sightline.methods.base import Method, Probe
     from sightline.objectives import LossBatch
     from sightline.policy.load import Policy
+    from sightline.policy.packing import Packed
     from sightline.train.reference import Reference
+    from sightline.types import ImageRef
 
 __all__ = ["Learner", "Update"]
 
@@ -48,6 +56,8 @@ class Learner:
         token_budget: tokens per forward pass.
         shares: merge common prefixes (`tree`); otherwise every Rollout is a sequence of its own (`padded`).
         seed: orders the groups of inner steps.
+        world: the processes of the run. Each is given all groups and runs those that are not `Elsewhere`.
+        masters: where bfloat16 weights take their steps.
     """
 
     def __init__(
@@ -60,11 +70,15 @@ class Learner:
         token_budget: int = 8192,
         shares: bool = True,
         seed: int = 0,
+        world: World | None = None,
+        masters: Literal["fp32", "stochastic"] = "fp32",
     ) -> None:
         self.policy, self.optim, self.seed = policy, optim, seed
+        self.world = world or World()
+        self.lockstep = Lockstep(policy, self.world)
         self.temperature = temperature
         self.packer = Packer(policy, token_budget, shares=shares)
-        self.optimiser = Optimiser([p for p in policy.module.parameters() if p.requires_grad], optim)
+        self.optimiser = Optimiser([p for p in policy.module.parameters() if p.requires_grad], optim, masters)
         self.reference: Reference | None = None
         self.progress = 0.0
         self.schedule(0, steps)
@@ -77,9 +91,26 @@ class Learner:
         """Forgets what the optimiser has seen."""
         self.optimiser.restart()
 
-    def measure(self, groups: Sequence[Group], probes: Sequence[Probe] = (), step: int = 0) -> list[Group]:
-        """A scoring pass without gradient: log-probs, entropies and probes of every sampled token."""
-        return scoring_pass(self.packer, groups, probes, temperature=self.temperature, key=(self.seed, step))
+    def measure(
+        self,
+        groups: Sequence[Group],
+        probes: Sequence[Probe] = (),
+        step: int = 0,
+        *,
+        others: Sequence[ImageRef] | None = None,
+    ) -> list[Group]:
+        """A scoring pass without gradient: log-probs, entropies and probes of every sampled token.
+
+        Args:
+            groups: this process's own.
+            probes: what to measure beside log-probs and entropies.
+            step: training step; decides the draws of interventions.
+            others: images of the whole step, among which a swap chooses; by default those of `groups`.
+        """
+        with whole(self.policy):
+            return scoring_pass(
+                self.packer, groups, probes, temperature=self.temperature, key=(self.seed, step), others=others
+            )
 
     def step(self, groups: Sequence[Group], method: Method, step: int) -> Update:
         """One rollout batch: `inner_steps x epochs` optimiser steps over minibatches of whole groups."""
@@ -109,55 +140,95 @@ class Learner:
         ]
         carried = [g for g in (_carrying(g, is_prunable) for g in weighted) if len(g)]
         terms: dict[str, float] = {}
-        probes, bounded = method.probes(), sum(bool(g.record.regions) for g in carried)
+        bounded = sum(bool(g.record.regions) for g in carried)
+        own = [g for g in carried if not isinstance(g, Elsewhere)]
         self.policy.model.train()
-        for packed in self.packer.groups(carried):
-            members = [carried[part.group] for part in packed.parts]
-            batch = _with_measured(packed.batch.with_credit([g.credits for g in members]), members)
-            batch = replace(batch, progress=self.progress)
-            if self.reference is not None and objective.kl > 0:
-                batch = replace(batch, reference_logprobs=self.reference.logprobs(batch, self.temperature))
-            readings = UpdateReadings(probes, self.policy, packed, bounded)
-            outputs = self.policy.module(batch, temperature=self.temperature, entropies=True, readout=readings.readout)
-            outputs = replace(outputs, maps=readings.maps())
-            loss = method.loss(cast("LossBatch", batch), outputs)
-            loss.total.backward()
-            self.optimiser.collect()
-            terms["update/tokens"] = terms.get("update/tokens", 0.0) + batch.tokens
-            for name, value in loss.terms.items():
-                terms[name] = terms.get(name, 0.0) + float(value)
+        for packed, bare in self.lockstep.over(self.packer.groups(own), lambda packed: packed.batch):
+            if packed is None:
+                self._idle(bare, method)
+                continue
+            loss, tokens = self._loss(replace(packed, batch=bare), own, method, bounded)
+            terms["update/tokens"] = terms.get("update/tokens", 0.0) + tokens
+            for name, value in loss.items():
+                terms[name] = terms.get(name, 0.0) + value
+        terms = self.world.total(terms)
         carried_weight = sum(float(c.weight.sum()) for g in carried for c in g.credits)
         for name in [n for n in terms if n.startswith("policy/")]:
             terms[name] /= carried_weight  # means over the tokens that were computed
         terms["update/tokens_unshared"] = float(
             sum(len(r.prompt_ids) + len(r.ids) for g in carried for r in g.rollouts)
         )
-        terms["update/grad_norm"] = self.optimiser.apply() if carried else 0.0
+        terms["update/grad_norm"] = self._apply() if carried else 0.0
         return terms
+
+    def _loss(
+        self, packed: Packed, groups: Sequence[Group], method: Method, bounded: int
+    ) -> tuple[dict[str, float], int]:
+        """Forward and backward of one micro-batch; its terms and tokens."""
+        members = [groups[part.group] for part in packed.parts]
+        batch = _with_measured(packed.batch.with_credit([g.credits for g in members]), members)
+        batch = self._with_reference(replace(batch, progress=self.progress), method)
+        readings = UpdateReadings(method.probes(), self.policy, packed, bounded)
+        outputs = self.policy.module(batch, temperature=self.temperature, entropies=True, readout=readings.readout)
+        outputs = replace(outputs, maps=readings.maps())
+        loss = method.loss(cast("LossBatch", batch), outputs)
+        self._backward(loss.total, outputs.logprobs)
+        return {name: float(value) for name, value in loss.terms.items()}, batch.tokens
+
+    def _with_reference(self, batch: Batch, method: Method) -> Batch:
+        if self.reference is None or method.config.objective.kl == 0:
+            return batch
+        return replace(batch, reference_logprobs=self.reference.logprobs(batch, self.temperature))
+
+    def _idle(self, batch: Batch, method: Method) -> None:
+        """Computes what the other processes need to go on, and learns nothing."""
+        self._with_reference(batch, method)
+        logprobs = self.policy.module(batch, temperature=self.temperature, entropies=True).logprobs
+        self._backward(logprobs.sum(), logprobs)
+
+    def _backward(self, loss: Tensor, logprobs: Tensor) -> None:
+        """Gradients of a part of the loss. Sharded weights are averaged over processes, where ours add up.
+
+        There every layer is also reached by a zero from the log-probs, as it is in the other processes.
+        """
+        if self.lockstep.is_sharded:
+            loss = (loss + 0.0 * logprobs.sum()) * self.world.size
+        loss.backward()
+        self.optimiser.collect()
+
+    def _apply(self, *, decays: bool = True) -> float:
+        """One optimiser step on the gradients of all processes; returns their norm before clipping."""
+        masters = self.optimiser.weights.masters
+        if self.lockstep.is_sharded:
+            forget_unreached(self.world, [m for m in masters if m not in self.optimiser.adamw.state])
+        else:
+            sum_gradients(self.world, masters)
+        return self.optimiser.apply(decays=decays)
 
     def imitate(self, batches: Sequence[Batch], step: int) -> Update:
         """One supervised step: the mean log-prob of all demonstrated tokens rises."""
         started = time.perf_counter()
-        total = sum(len(b.target) for b in batches)
+        total = sum(self.world.gather(sum(len(b.target) for b in batches)))
         loss = 0.0
 
-        def parts() -> Iterator[torch.Tensor]:
+        def parts() -> Iterator[Tensor]:
             nonlocal loss
-            for batch in batches:
+            for _, batch in self.lockstep.over(batches, lambda batch: batch):
                 part = supervised_loss(self.policy, batch, total)
                 loss += float(part.detach())
                 yield part
 
         metrics = self.descend(parts(), step)
+        loss = self.world.total({"loss": loss})["loss"]
         return Update(metrics={"supervised/loss": loss, **metrics}, seconds={"update": time.perf_counter() - started})
 
     def descend(
-        self, losses: Iterable[torch.Tensor], step: int, *, lr: float | None = None, decays: bool = True
+        self, losses: Iterable[Tensor], step: int, *, lr: float | None = None, decays: bool = True
     ) -> dict[str, float]:
         """One optimiser step on a sum of losses, each of which is gone before the next is computed.
 
         Args:
-            losses: one per micro-batch.
+            losses: one per micro-batch; with sharded weights as many in every process (see `Lockstep`).
             step: training step, for the schedule.
             lr: learning rate in place of the schedule's.
             decays: with weight decay.
@@ -165,11 +236,11 @@ class Learner:
         rate = self._set_lr(step)
         self.policy.model.train()
         for loss in losses:
-            loss.backward()
+            (loss * self.world.size if self.lockstep.is_sharded else loss).backward()
             self.optimiser.collect()
         if lr is not None:
             self.optimiser.set_lr(lr)
-        norm = self.optimiser.apply(decays=decays)
+        norm = self._apply(decays=decays)
         return {"update/grad_norm": norm, "update/lr": rate if lr is None else lr}
 
     def _minibatches(self, groups: Sequence[Group], step: int, epoch: int) -> Iterator[list[Group]]:
@@ -193,11 +264,43 @@ class Learner:
         self.optimiser.set_lr(lr)
         return lr
 
-    def state(self) -> dict[str, Any]:
-        return self.optimiser.state()
+    def state(self, *, is_rounded: bool = False) -> dict[str, Any]:
+        """What a resumed run needs beside the policy's weights, in shares where the weights are.
+
+        Args:
+            is_rounded: the weights are saved with fewer digits than their shares have.
+        """
+        found = self.optimiser.state()
+        if self.lockstep.is_sharded and is_rounded:
+            found["masters"] = [p.detach() for p in self.optimiser.weights.parameters]
+        return found
+
+    def like(self, name: str) -> Tensor | None:
+        """The parameter that a tensor of the state belongs to, by the names of `train/shards.py`."""
+        kind, *place = name.split(".")
+        if kind == "masters":
+            return self.optimiser.weights.parameters[int(place[0])]
+        if kind == "state":
+            return [p for group in self.optimiser.adamw.param_groups for p in group["params"]][int(place[0])]
+        return None
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.optimiser.load_state(state)
+        """Continues from a state that any number of processes saved."""
+        groups = self.optimiser.adamw.state_dict()["param_groups"]
+        if self.lockstep.is_sharded:
+            laid = {i: self._shares(i, entry) for i, entry in state["optimizer"]["state"].items()}
+            state = {**state, "optimizer": {"state": laid}}
+            with torch.no_grad():
+                for share, master in zip(self.optimiser.weights.parameters, state["masters"], strict=False):
+                    share.copy_(laid_out(master, share))
+            state["masters"] = []
+        self.optimiser.load_state({**state, "optimizer": {"param_groups": groups, **state["optimizer"]}})
+
+    def _shares(self, number: int, entry: dict[str, Tensor]) -> dict[str, Tensor]:
+        """This process's share of the optimiser's tensors for one parameter, from whole ones or from shares."""
+        own = self.like(f"state.{number}")
+        assert own is not None
+        return {name: laid_out(value, own) if value.shape == own.shape else value for name, value in entry.items()}
 
 
 def _acts_without_advantage(method: Method) -> bool:

@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sightline.train.anchoring import anchor
+from sightline.train.distributed import World
+from sightline.train.exchange import brought
 from sightline.train.health import alarms, group_metrics
+from sightline.train.held_out import evaluate
 from sightline.train.measure import looked, measure
 from sightline.train.rounds import Rounds
 from sightline.train.run import Run, gather, open_run, sample
+from sightline.train.saving import save
 from sightline.train.scoring import credit, score
 from sightline.train.supervised import imitate
 from sightline.types import Group, StepStats
@@ -38,30 +42,31 @@ class Reporter(Protocol):
     def finish(self) -> None: ...
 
 
-def train(recipe: Recipe, folder: Path, reporter: Reporter) -> None:
+def train(recipe: Recipe, folder: Path, reporter: Reporter, world: World | None = None) -> None:
     """Trains, or continues exactly the run that stands in `folder`.
 
     Args:
         recipe: the resolved recipe, without arms.
         folder: the run folder; its newest checkpoint is where a resumed run starts.
         reporter: receives every step, logged group and evaluation.
+        world: the processes of the run; each calls this, with a reporter of its own.
     """
-    with open_run(recipe, folder) as run:
+    with open_run(recipe, folder, world) as run:
         reporter.start(run.manifest(), resume_step=run.step, decode_piece=run.policy.piece, frame=run.policy.frame)
         if run.step == 0:
-            run.evaluate(reporter, "start")
+            evaluate(run, reporter, "start")
         while run.step < run.steps:
             run.enter_stage()
             groups, stats = learn(run)
             run.step += 1
             reporter.step(stats, groups)
             if run.is_due(recipe.train.evaluate_every) and run.step < run.steps:
-                run.evaluate(reporter, f"step {run.step}")
+                evaluate(run, reporter, f"step {run.step}")
             if (run.is_due(recipe.train.checkpoint_every) or run.is_best) and run.step < run.steps:
-                run.save()
+                save(run)
         if not run.is_finished:
-            run.evaluate(reporter, "end")
-            run.save(is_finished=True)
+            evaluate(run, reporter, "end")
+            save(run, is_finished=True)
         reporter.finish()
 
 
@@ -78,15 +83,17 @@ def reinforce(run: Run) -> tuple[list[Group], StepStats]:
     rounds = Rounds(recipe.data.records_per_step, recipe.train.dynamic_sampling.max_rounds)
     while rounds.missing:  # one round, or more where dynamic sampling replaces groups without signal
         records = run.data.next(rounds.missing)
+        own = run.world.part(records)
         with rounds.timed("sample"):
-            groups = gather(records, sample(run, records), run.policy.frame)
+            groups = gather(own, sample(run, own), run.policy.frame)
         with rounds.timed("measure"):
-            groups = measure(run, groups)
+            groups = measure(run, groups, records)
         with rounds.timed("score"):
-            groups = score(method, groups, run.context())
-        rounds.add(credit(method, groups, mask_truncated=recipe.train.mask_truncated))
+            groups = score(method, groups, run.context(), world=run.world)
+        rounds.add(credit(method, groups, mask_truncated=recipe.train.mask_truncated, world=run.world))
     with rounds.timed("measure"):
         shown = looked(run, rounds.groups)
+        shown = brought(run.world, shown, recipe.train.log_groups) if run.is_logged else shown
     update = run.learner.step(rounds.groups, method, run.step)
     return shown, step_stats(run, rounds, update)
 

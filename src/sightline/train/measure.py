@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sightline.probes.look import LOOK
-from sightline.types import Group, Measurement
+from sightline.train.exchange import Elsewhere
+from sightline.types import Group, Measurement, Record
 
 if TYPE_CHECKING:
     from sightline.train.run import Run
@@ -15,11 +16,16 @@ if TYPE_CHECKING:
 __all__ = ["looked", "measure"]
 
 
-def measure(run: Run, groups: Sequence[Group]) -> list[Group]:
+def measure(run: Run, groups: Sequence[Group], records: Sequence[Record] | None = None) -> list[Group]:
     """What the method's probes and the update need; nothing where the update is strictly on-policy without probes.
 
     Probes and the learner's own old log-probs come from one scoring pass. Old log-probs recorded in sampling replace
     those of the pass where the recipe says so; an on-policy update needs none, whatever was measured.
+
+    Args:
+        run: the run.
+        groups: this process's own.
+        records: of all processes, where there are several; interventions that swap images choose among theirs.
     """
     how, optim = run.recipe.train.old_logprobs, run.recipe.optim
     probes = run.method.probes()
@@ -27,7 +33,8 @@ def measure(run: Run, groups: Sequence[Group]) -> list[Group]:
         how = "none" if optim.inner_steps == optim.epochs == 1 else "learner"
     measured = list(groups)
     if probes or how == "learner":
-        measured = run.learner.measure(groups, probes, run.step)
+        others = None if records is None else [image for record in records for image in record.images]
+        measured = run.learner.measure(groups, probes, run.step, others=others)
     if how == "sampler":
         return [_as_sampled(group) for group in measured]
     return measured
@@ -40,14 +47,15 @@ def looked(run: Run, groups: Sequence[Group]) -> list[Group]:
     """
     train = run.recipe.train
     is_wanted = train.log_attention == "always" or (train.log_attention == "auto" and bool(run.method.probes()))
-    if not (is_wanted and train.log_groups_every):
+    if not (is_wanted and run.is_logged):
         return list(groups)
-    if run.step % train.log_groups_every and run.step != run.steps - 1:
-        return list(groups)
-    shown = groups[: train.log_groups]
+    shown = [group for group in groups[: train.log_groups] if not isinstance(group, Elsewhere)]
     bare = [replace(group, measurements=()) for group in shown]
-    seen = run.learner.measure(bare, (replace(LOOK, name="attention"),), run.step) if bare else []
-    return [*(_with_maps(group, maps) for group, maps in zip(shown, seen, strict=True)), *groups[train.log_groups :]]
+    seen = iter(run.learner.measure(bare, (replace(LOOK, name="attention"),), run.step) if groups else [])
+    return [
+        group if i >= train.log_groups or isinstance(group, Elsewhere) else _with_maps(group, next(seen))
+        for i, group in enumerate(groups)
+    ]
 
 
 def _with_maps(group: Group, seen: Group) -> Group:

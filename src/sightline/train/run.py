@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import platform
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from sightline.errors import UserError
 from sightline.language.parse import read_turns
 from sightline.language.prompts import prompt
+from sightline.train.distributed import World
+from sightline.train.sharding import full_state, is_sharded, shard, sharing, whole
 from sightline.types import Group, Prompt, Record, Rollout
 
 if TYPE_CHECKING:
@@ -26,14 +27,13 @@ if TYPE_CHECKING:
     from sightline.sampling.base import Sampler, SamplingSettings
     from sightline.train.checkpoint import Checkpoints, Saved
     from sightline.train.learner import Learner
-    from sightline.train.loop import Reporter
 
 __all__ = ["Run", "gather", "open_run", "sample", "shown_prompt"]
 
 
 @dataclass(kw_only=True)
 class Run:
-    """Everything the loop holds. State that must survive a kill goes through `save` and `restore`."""
+    """Everything the loop holds. State that must survive a kill goes through `train/saving.py`."""
 
     recipe: Recipe
     folder: Path
@@ -54,6 +54,7 @@ class Run:
     history: list[Mapping[str, float]] = field(default_factory=list)
     judged: dict[str, float] = field(default_factory=dict)
     start: Policy | None = None
+    world: World = field(default_factory=World)
 
     @property
     def stages(self) -> tuple[tuple[Stage, int], ...]:
@@ -95,8 +96,11 @@ class Run:
         if self.start is None:
             from sightline.policy.load import load_policy
 
-            self.start = _policy(self.recipe, self.method, None, load_policy)
-            self.start.model.eval().requires_grad_(False)
+            self.start = _policy(self.recipe, self.method, None, load_policy, self.world)
+            self.start.model.eval()
+            if is_sharded(self.policy.module):
+                shard(self.start, self.world, masters=False)
+            self.start.model.requires_grad_(False)
         return self.start
 
     def _length(self, stage: Stage) -> int:
@@ -109,12 +113,18 @@ class Run:
             judge=self.judge, archive=self.archive, frame=self.policy.frame, step=self.step, pieces=self.policy.pieces
         )
 
+    @property
+    def is_logged(self) -> bool:
+        """Whether the report keeps Groups of the step that runs now."""
+        every = self.recipe.train.log_groups_every
+        return every > 0 and (self.step % every == 0 or self.step == self.steps - 1)
+
     def is_due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
 
     def scoring_metrics(self) -> dict[str, float]:
         """What the judge did in this step, and the archive."""
-        stats = {name: float(value) for name, value in self.judge.stats().items()}
+        stats = self.world.total({name: float(value) for name, value in self.judge.stats().items()})
         since = {f"judge/{name}": value - self.judged.get(name, 0.0) for name, value in stats.items()}
         self.judged = stats
         return {**since, **{f"archive/{name}": float(value) for name, value in self.archive.stats().items()}}
@@ -136,6 +146,7 @@ class Run:
             "steps": self.steps,
             "threads": torch.get_num_threads(),
             "device": str(self.policy.device),
+            "processes": self.world.size,
             "versions": {
                 "sightline": sightline.__version__,
                 "torch": torch.__version__,
@@ -144,83 +155,15 @@ class Run:
             },
         }
 
-    def evaluate(self, reporter: Reporter, label: str) -> None:
-        """Held-out metrics of every mode of the recipe, greedy unless it says otherwise."""
-        from sightline.evaluate.faithfulness import faithfulness
-        from sightline.evaluate.runner import evaluate, write_table
-        from sightline.sampling.base import SamplingSettings
-
-        wanted = self.recipe.evaluation
-        if not self.evaluation_records:
-            return
-        asked: dict[str, Any] = {
-            "sampler": self.sampler, "judge": self.judge, "config": wanted.crops, "seed": wanted.seed,
-            "is_shown": sys.stderr.isatty(),
-            "settings": SamplingSettings(
-                temperature=wanted.temperature,
-                max_new_tokens=wanted.max_new_tokens or self.recipe.sampling.max_new_tokens,
-            ),
-        }  # fmt: skip
-        result = evaluate(self.policy, self.evaluation_records, wanted.modes, step=self.step, label=label, **asked)
-        write_table(result, self.folder / "evaluations" / f"step-{self.step:06d}.jsonl")
-        for row in result.events():
-            if wanted.faithfulness:
-                found = faithfulness(self.policy, self.evaluation_records, row["mode"], **asked)
-                row["faithfulness"] = found.row()
-            reporter.evaluation(row)
-        accuracy = result.estimates[wanted.modes[0]].get("accuracy")
-        self.is_best = self.step > 0 and accuracy is not None and accuracy.mean > self.best
-        if accuracy is not None:
-            self.best = max(self.best, accuracy.mean)
-
-    def save(self, *, is_finished: bool = False) -> None:
-        """Writes a checkpoint: a loadable model, optimiser, data position, archive, history."""
-        import torch
-
-        patience = self.recipe.alarms.patience
-        state = {
-            "is_finished": is_finished,
-            "data": self.data.state(),
-            "archive": self.archive.state(),
-            "history": [dict(m) for m in self.history[-patience:]],
-            "best": self.best if self.best > float("-inf") else None,
-        }
-        tensors = {**self.learner.state(), "rng": torch.get_rng_state()}
-        self.checkpoints.save(self.step, self.policy, state, tensors, is_best=self.is_best)
-        self.is_best = False
-
-    def restore(self, saved: Saved) -> None:
-        """Continues where `saved` was written.
-
-        Raises:
-            UserError: it lacks a part, or its tensors do not fit the model.
-        """
-        try:
-            self._restore(saved)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"the checkpoint does not fit this run: {error!r}", where=str(saved.folder),
-                hint="delete this folder; the run resumes from the one before",
-            ) from error  # fmt: skip
-
-    def _restore(self, saved: Saved) -> None:
-        state, tensors = saved.state, saved.tensors()
-        import torch
-
-        self.step = saved.step
-        # more steps than the finished run had: it goes on
-        self.is_finished = bool(state["is_finished"]) and saved.step >= self.steps
-        self.data.load_state(state["data"])
-        self.archive.load_state(state["archive"], where=str(saved.folder / "state.json"))
-        self.history = list(state["history"])
-        self.best = state["best"] if state["best"] is not None else float("-inf")
-        torch.set_rng_state(tensors.pop("rng"))
-        self.learner.load_state(tensors)
-
 
 @contextmanager
-def open_run(recipe: Recipe, folder: Path) -> Iterator[Run]:
+def open_run(recipe: Recipe, folder: Path, world: World | None = None) -> Iterator[Run]:
     """Opens what `recipe` names; user input is checked before weights load.
+
+    Args:
+        recipe: the resolved recipe, without arms.
+        folder: the run folder.
+        world: the processes of the run; each opens its own part.
 
     Raises:
         UserError: data, judge or model cannot be opened, or the checkpoint does not fit the data.
@@ -232,62 +175,90 @@ def open_run(recipe: Recipe, folder: Path) -> Iterator[Run]:
     from sightline.data.sources import open_source
     from sightline.data.stream import DataStream
     from sightline.methods import load_method
-    from sightline.policy.load import load_policy
     from sightline.sampling.base import SamplingSettings
-    from sightline.sampling.local import LocalSampler
+    from sightline.sampling.build import build_sampler
     from sightline.train.checkpoint import Checkpoints, write_atomically
-    from sightline.train.learner import Learner
-    from sightline.train.reference import keep_reference
+    from sightline.train.saving import restore
     from sightline.train.scoring import archive_for
 
+    world = world or World()
     torch.set_num_threads(recipe.model.threads)
     torch.manual_seed(recipe.train.seed)
     method = load_method(recipe.method)
     data, evaluation_records = _data(recipe, open_source, DataStream), _evaluation_records(recipe, open_source)
     judge = build_judge(recipe.judge_config, run_folder=folder)
     checkpoints = Checkpoints(folder, recipe.train.keep)
-    saved = checkpoints.latest()
-    policy = _policy(recipe, method, saved.folder if saved else None, load_policy)
-    total = sum(recipe.train.steps if s.steps is None else s.steps for s in method.stages())
-    learner = Learner(
-        policy, recipe.optim, steps=total, temperature=recipe.sampling.temperature,
-        token_budget=recipe.train.token_budget, shares=recipe.model.attention == "tree", seed=recipe.train.seed,
-    )  # fmt: skip
-    if method.config.objective.kl > 0:
-        learner.reference = keep_reference(
-            policy, lambda: policy if saved is None else _policy(recipe, method, None, load_policy)
-        )
+    with world.agreeing():
+        saved = checkpoints.latest() if world.is_main else None
+    saved = world.broadcast(saved)
+    policy, learner = _trained(recipe, method, saved, world)
     run = Run(
         recipe=recipe, folder=folder, policy=policy, method=method, learner=learner, data=data, judge=judge,
-        sampler=LocalSampler(policy, rows=recipe.sampling.batch), archive=archive_for(method),
+        sampler=build_sampler(
+            recipe.sampling, policy, folder, world=world, state=lambda policy: full_state(policy, world)
+        ),
+        archive=archive_for(method),
         settings=SamplingSettings(
             temperature=recipe.sampling.temperature, top_p=recipe.sampling.top_p,
             max_new_tokens=recipe.sampling.max_new_tokens,
         ),
-        checkpoints=checkpoints, evaluation_records=evaluation_records,
+        checkpoints=checkpoints, evaluation_records=evaluation_records, world=world,
     )  # fmt: skip
     if saved is not None:
-        run.restore(saved)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "recipe.yaml", resolved_yaml(recipe))
+        restore(run, saved)
+    if world.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "recipe.yaml", resolved_yaml(recipe))
     try:
         yield run
     finally:
         judge.close()
 
 
-def _policy(recipe: Recipe, method: Method, checkpoint: Path | None, load_policy: Any) -> Policy:
+def _trained(recipe: Recipe, method: Method, saved: Saved | None, world: World) -> tuple[Policy, Learner]:
+    """The policy, its weights shared out over the processes, and the learner with its reference."""
+    from sightline.policy.load import load_policy
+    from sightline.train.learner import Learner
+    from sightline.train.reference import keep_reference
+
+    reference = None
+    with world.agreeing():
+        policy = _policy(recipe, method, saved.folder if saved else None, load_policy, world)
+        if method.config.objective.kl > 0:
+            reference = keep_reference(
+                policy,
+                lambda: policy if saved is None else _policy(recipe, method, None, load_policy, world),
+                recipe.model.reference,
+            )
+        how = sharing(recipe.train.parallel, policy, world)
+    if how == "fsdp":
+        copy = getattr(reference, "module", None)
+        if copy is not None and next(copy.parameters()).device == policy.device:
+            shard(replace(policy, adapter=copy.adapter, module=copy), world, masters=False)
+        shard(policy, world, masters=recipe.model.masters == "fp32")
+    total = sum(recipe.train.steps if s.steps is None else s.steps for s in method.stages())
+    learner = Learner(
+        policy, recipe.optim, steps=total, temperature=recipe.sampling.temperature,
+        token_budget=recipe.train.token_budget, shares=recipe.model.attention == "tree", seed=recipe.train.seed,
+        world=world, masters=recipe.model.masters,
+    )  # fmt: skip
+    learner.reference = reference
+    return policy, learner
+
+
+def _policy(recipe: Recipe, method: Method, checkpoint: Path | None, load_policy: Any, world: World) -> Policy:
     """The policy of a checkpoint, or the one to start from, with the tokens that the method's stages need."""
     from sightline.policy.focus import add_focus_token
+    from sightline.train.trained import choose_trained
 
     model = recipe.model
     policy = load_policy(
-        checkpoint or model.name, dtype=model.dtype, device=model.device, checkpointing=model.checkpointing,
-        min_pixels=model.min_pixels, max_pixels=model.max_pixels,
+        checkpoint or model.name, dtype=model.dtype, device=world.device(model.device),
+        checkpointing=model.checkpointing, min_pixels=model.min_pixels, max_pixels=model.max_pixels,
+        lora=model.lora,
     )  # fmt: skip
-    for stage in method.stages():
-        if stage.focus is not None:
-            add_focus_token(policy, stage.focus)
+    tokens = [add_focus_token(policy, stage.focus) for stage in method.stages() if stage.focus is not None]
+    choose_trained(policy, model, tokens)
     return policy
 
 
@@ -334,7 +305,8 @@ def sample(run: Run, records: Sequence[Record]) -> list[Rollout]:
         streams = [asked[i][1] for i in index]
         shown = [shown_prompt(run, *asked[i]) for i in index]
         requests = [Request(p, stream.branches, stream.turns) for p, stream in zip(shown, streams, strict=True)]
-        sampled = run.sampler.sample(requests, settings, seed=run.recipe.train.seed, step=run.step)
+        with whole(run.policy) if run.recipe.sampling.server is None else nullcontext():
+            sampled = run.sampler.sample(requests, settings, seed=run.recipe.train.seed, step=run.step)
         for i, group in zip(index, sampled, strict=True):
             rollouts[i] = group
     return [rollout for group in rollouts for rollout in group]

@@ -13,7 +13,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sightline.archive import Archive, ArchiveConfig, record_key
-from sightline.types import Credit, Group, Score, Scores
+from sightline.train.distributed import World
+from sightline.train.exchange import all_groups, with_credits
+from sightline.types import Credit, Group, Reference, Score, Scores
 
 if TYPE_CHECKING:
     from sightline.methods.base import Context, Method
@@ -24,7 +26,14 @@ __all__ = ["archive_for", "credit", "score"]
 WORKERS = 16
 
 
-def score(method: Method, groups: Sequence[Group], context: Context, *, workers: int = WORKERS) -> list[Group]:
+def score(
+    method: Method,
+    groups: Sequence[Group],
+    context: Context,
+    *,
+    workers: int = WORKERS,
+    world: World | None = None,
+) -> list[Group]:
     """Scores every group in two phases and fills the archive in between.
 
     Args:
@@ -32,6 +41,7 @@ def score(method: Method, groups: Sequence[Group], context: Context, *, workers:
         groups: groups with readings, and measurements where the method asked for them.
         context: judge, archive (it is written here, and only here), frame, step.
         workers: groups scored at the same time.
+        world: the processes; each scores its own groups, and the archives of all of them stay the same.
 
     Returns:
         The groups in the given order with `scores`; `reference` is what the readers of the archive saw.
@@ -39,29 +49,44 @@ def score(method: Method, groups: Sequence[Group], context: Context, *, workers:
     Raises:
         ValueError: the method returned another number of Scores than there are Rollouts.
     """
+    world = world or World()
     context.archive.advance(context.step)
     readers = [{s.name for s in method.streams(g.record) if s.reads_archive} for g in groups]
     first = [_split(g, names, are_readers=False) for g, names in zip(groups, readers, strict=True)]
     second = [_split(g, names, are_readers=True) for g, names in zip(groups, readers, strict=True)]
     with _mapper(workers) as run:
-        feeding = run(
-            lambda item: _scored(method, item, context), [g.at(at) for g, at in zip(groups, first, strict=True)]
-        )
-        for group in feeding:
-            for reference in method.references(group) if len(group) else ():
-                context.archive.offer(replace(reference, step=context.step))
+        with world.agreeing():
+            feeding = run(
+                lambda item: _scored(method, item, context), [g.at(at) for g, at in zip(groups, first, strict=True)]
+            )
+            found = [tuple(method.references(group)) if len(group) else () for group in feeding]
+        keys = [record_key(g.record) if at else None for g, at in zip(groups, second, strict=True)]
+        best = _through_archive(context, world.merged(list(zip(found, keys, strict=True))))
         waiting = [
-            replace(g.at(at), scored=fed, reference=context.archive.read(record_key(g.record))) if at else g.at(at)
-            for g, at, fed in zip(groups, second, feeding, strict=True)
+            replace(g.at(at), scored=fed, reference=best[key]) if key is not None else g.at(at)
+            for g, at, fed, key in zip(groups, second, feeding, keys, strict=True)
         ]
-        reading = run(lambda item: _scored(method, item, context), waiting)
+        with world.agreeing():
+            reading = run(lambda item: _scored(method, item, context), waiting)
     parts = zip(groups, first, feeding, second, reading, strict=True)
     return [
         _merged(g, dict(zip([*a, *b], [*fed.scores, *read.scores], strict=True)), read) for g, a, fed, b, read in parts
     ]
 
 
-def credit(method: Method, groups: Sequence[Group], *, mask_truncated: bool = False) -> list[Group]:
+def _through_archive(
+    context: Context, offers: Sequence[tuple[Sequence[Reference], str | None]]
+) -> dict[str, Reference | None]:
+    """Offers what came out of each group, in order, then reads what the readers of the archive ask for."""
+    for references, _ in offers:
+        for reference in references:
+            context.archive.offer(replace(reference, step=context.step))
+    return {key: context.archive.read(key) for _, key in offers if key is not None}
+
+
+def credit(
+    method: Method, groups: Sequence[Group], *, mask_truncated: bool = False, world: World | None = None
+) -> list[Group]:
     """Adds credit to scored groups.
 
     Args:
@@ -69,13 +94,20 @@ def credit(method: Method, groups: Sequence[Group], *, mask_truncated: bool = Fa
         groups: scored groups.
         mask_truncated: Rollouts that the token limit cut leave their group and carry no loss; a masked term
             `truncated` says so.
+        world: the processes; each gives credit to its own groups and learns of all.
+
+    Returns:
+        The groups of all processes.
 
     Raises:
         ValueError: the method returned another number of Credits than there are Rollouts, or of the wrong length.
     """
     scored = [_without_truncated(group) for group in groups] if mask_truncated else groups
-    peers = tuple(scored)
-    return [replace(g, credits=_checked(method, g, method.credit(replace(g, peers=peers)))) for g in scored]
+    world = world or World()
+    peers = tuple(all_groups(world, scored))
+    with world.agreeing():
+        own = [replace(g, credits=_checked(method, g, method.credit(replace(g, peers=peers)))) for g in scored]
+    return own if world.size == 1 else with_credits(world, peers, own)
 
 
 def archive_for(method: Method) -> Archive:

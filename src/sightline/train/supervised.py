@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from sightline.errors import UserError
@@ -134,4 +133,4 @@ def supervised_batches(policy: Policy, groups: Sequence[Sequence[Rollout]], toke
 def supervised_loss(policy: Policy, batch: Batch, total: float) -> Tensor:
     """-sum of the log-probs of the demonstrated tokens / `total` (the tokens of the whole optimiser step)."""
     out: Tensor = policy.module(batch).logprobs
-    return -out.sum() / total if len(out) else torch.zeros((), device=batch.ids.device)
+    return -out.sum() / max(total, 1)
