@@ -170,8 +170,8 @@ def load_policy(
     folder = given if base is None else checkpoint_folder(base)
     # what an adapter stores in four bits is packed on the way from here to the device
     place = torch.device("cpu") if lora is not None and lora.quantise else target
-    tokenizer, template = tokenizer_and_template(folder)  # cheap, and may fail: before the weights
-    config, adapter_class, class_name = _config(folder)
+    config, adapter_class, class_name = _config(folder)  # this and what follows may fail: before the weights
+    tokenizer, template = tokenizer_and_template(folder)
     processor = image_processor(folder, min_pixels, max_pixels, config.vision_config)
     adapter = adapter_class(_model(folder, config, class_name, getattr(torch, dtype), place))
     if checkpointing:

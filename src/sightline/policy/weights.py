@@ -98,7 +98,8 @@ def read_weights(
             with torch.no_grad():
                 placed.copy_(value)
         elif not torch.equal(placed, value.to(placed)):
-            row = Misfit("differs", entry.key, f"from {name}, to which the configuration ties it", entry.file.name)
+            twin = next(alias for alias, first in shared.items() if first == name)
+            row = Misfit("differs", twin, f"from {name}, to which the configuration ties it", entry.file.name)
             _refuse([row], folder)
     for name in [*wanted, *shared]:
         _place(model, name, wanted[shared.get(name, name)])
