@@ -13,9 +13,10 @@ from sightline.errors import UserError
 
 if TYPE_CHECKING:
     from sightline.methods.base import TurnRule
+    from sightline.policy.load import Policy
     from sightline.types import Prompt, Rollout
 
-__all__ = ["Request", "Sampler", "SamplingSettings", "uniforms"]
+__all__ = ["Request", "Sampler", "SamplingSettings", "TrainingSampler", "uniforms"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +87,26 @@ class Sampler(Protocol):
         self, requests: Sequence[Request], settings: SamplingSettings, *, seed: int, step: int
     ) -> list[list[Rollout]]:
         """`n` Rollouts for each Request, in the order given; those of one Request in row-major order of branches."""
+        ...
+
+
+class TrainingSampler(Sampler, Protocol):
+    """A sampler that follows a policy while it is trained."""
+
+    def refresh(self, policy: Policy) -> None:
+        """Samples with the policy's present weights from now on. Every process of a run calls it."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """What is worth logging of a step since the last call."""
+        ...
+
+    def alarms(self) -> tuple[str, ...]:
+        """What is wrong at present, one line each."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of connections and threads."""
         ...
 
 

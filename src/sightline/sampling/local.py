@@ -81,6 +81,19 @@ class LocalSampler:
         finally:
             self.policy.model.train(was_training)
 
+    def refresh(self, policy: Policy) -> None:
+        """Nothing to do for weights that changed in place; another policy takes over."""
+        self.policy = policy
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+    def alarms(self) -> tuple[str, ...]:
+        return ()
+
+    def close(self) -> None:
+        pass
+
     def _sample(
         self, requests: Sequence[Request], settings: SamplingSettings, seed: int, step: int
     ) -> list[list[Rollout]]:
