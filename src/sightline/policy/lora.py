@@ -11,6 +11,7 @@ peft does not record) and, where rows are trained, their values in the base.
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -129,6 +130,8 @@ def restore(policy: Policy, folder: Path, lora: LoraSettings | None = None) -> N
 
 
 def _peft() -> Any:
+    # peft imports bitsandbytes where it is installed, and without CUDA that warns of a kernel that nobody asked for
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         import peft
     except ImportError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection
 from typing import Any
@@ -10,7 +11,7 @@ from torch import nn
 
 from sightline.errors import UserError
 
-__all__ = ["quantise"]
+__all__ = ["bitsandbytes", "quantise"]
 
 
 def quantise(model: Any, targets: str | Collection[str]) -> None:
@@ -23,18 +24,34 @@ def quantise(model: Any, targets: str | Collection[str]) -> None:
     Raises:
         UserError: bitsandbytes is missing.
     """
-    try:
-        import bitsandbytes  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise UserError(
-            "four-bit weights need the library bitsandbytes", where="model.lora.quantise",
-            hint="pip install 'sightline[gpu]'",
-        ) from error  # fmt: skip
+    library = bitsandbytes("four-bit weights", where="model.lora.quantise")
     for name, layer in list(model.named_modules()):
         if isinstance(layer, nn.Linear) and _is_target(name, targets):
             parent, _, own = name.rpartition(".")
-            setattr(model.get_submodule(parent), own, _in_four_bits(layer, bitsandbytes))
+            setattr(model.get_submodule(parent), own, _in_four_bits(layer, library))
     model.is_loaded_in_4bit = True  # peft asks for it
+
+
+def bitsandbytes(what: str, *, where: str) -> Any:
+    """The library.
+
+    Args:
+        what: needs it.
+        where: key of the recipe that asks.
+
+    Raises:
+        UserError: it is missing.
+    """
+    # without CUDA it warns at import of a faster kernel that is not there
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    try:
+        import bitsandbytes
+        import bitsandbytes.functional
+    except ImportError as error:
+        raise UserError(
+            f"{what} need the library bitsandbytes", where=where, hint="pip install 'sightline[gpu]'"
+        ) from error
+    return bitsandbytes
 
 
 def _is_target(name: str, targets: str | Collection[str]) -> bool:
@@ -43,13 +60,13 @@ def _is_target(name: str, targets: str | Collection[str]) -> bool:
     return any(name == t or name.endswith(f".{t}") for t in targets)
 
 
-def _in_four_bits(layer: nn.Linear, bitsandbytes: Any) -> nn.Module:
+def _in_four_bits(layer: nn.Linear, library: Any) -> nn.Module:
     weight = layer.weight.data
-    packed = bitsandbytes.nn.Linear4bit(
+    packed = library.nn.Linear4bit(
         layer.in_features, layer.out_features, bias=layer.bias is not None, compute_dtype=weight.dtype,
         compress_statistics=True, quant_type="nf4", device="meta",
     )  # fmt: skip
-    packed.weight = bitsandbytes.nn.Params4bit(
+    packed.weight = library.nn.Params4bit(
         weight, requires_grad=False, compress_statistics=True, quant_type="nf4", module=packed
     )
     if layer.bias is not None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from sightline.errors import UserError
+from sightline.policy.quantise import bitsandbytes
 from sightline.train.rounding import local, stochastic_round
 
 __all__ = ["SmallAdamW"]
@@ -95,14 +96,8 @@ class _Code:
     """Numbers as bytes: 256 values between -1 and 1 (or 0 and 1), times the largest size in each block."""
 
     def __init__(self) -> None:
-        try:
-            import bitsandbytes.functional as library  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise UserError(
-                "8-bit states need the library bitsandbytes", where="optim.states", hint="pip install 'sightline[gpu]'"
-            ) from error
-        self.library: Any = library
-        self.values = {s: library.create_dynamic_map(signed=s).float() for s in MOMENTS.values()}
+        self.library = bitsandbytes("8-bit states", where="optim.states").functional
+        self.values = {s: self.library.create_dynamic_map(signed=s).float() for s in MOMENTS.values()}
 
     def _at(self, is_signed: bool, device: torch.device) -> Tensor:
         self.values[is_signed] = self.values[is_signed].to(device)
