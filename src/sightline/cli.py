@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data check": ("data:Check", "check a data file row by row"),
     "data preview": ("data:Preview", "show records with their pictures and boxes"),
     "doctor": ("doctor:Doctor", "check a recipe before it runs: what would go wrong, and what to type"),
+    "export": ("export:Export", "write a trained policy as a folder that transformers and vLLM load"),
     "report": ("report:Report", "rebuild the page of a run"),
     "recipe ls": ("recipe:List", "list the recipes"),
     "recipe show": ("recipe:Show", "print a recipe with every default filled in"),

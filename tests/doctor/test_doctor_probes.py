@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,9 +30,9 @@ SHORT = SamplingSettings(max_new_tokens=10)
 
 
 @pytest.fixture(params=FAMILIES)
-def own(request: pytest.FixtureRequest, checkpoints: dict[str, Path]) -> Iterator[Policy]:
+def own(request: pytest.FixtureRequest, checkpoints: dict[str, Path]) -> Policy:
     """A policy of each family that a test may break."""
-    yield load_policy(checkpoints[request.param])
+    return load_policy(checkpoints[request.param])
 
 
 def shown(policy: Policy, count: int = 3) -> list[Prompt]:

@@ -89,13 +89,18 @@ def judge_probe(config: JudgeConfig, *, consistency: bool = False, judge: Judge 
     values = {"wrong": len(problems), "failed": silent, "asked": len(asked), "seconds": seconds}
     if problems or unread:
         where = f"curl {config.url}/models" if config.kind == "http" else "judge.kind offline or http"
+        is_silent = silent == len(asked)
+        said = [*([unread] if unread else []), *problems][: 1 if is_silent else 3]
         return Finding(
-            level="fail", what=f"{config.kind} judge: " + "; ".join([*([unread] if unread else []), *problems][: 1 if silent == len(asked) else 3]),
-            meaning="every verdict fails: all rollouts that need the judge would be masked" if silent == len(asked)
+            level="fail",
+            what=f"{config.kind} judge: {'; '.join(said)}",
+            meaning="every verdict fails: all rollouts that need the judge would be masked"
+            if is_silent
             else "rewards that this judge decides would teach something else than the answers",
-            command=f"{where}; then judge.model with a stronger judge" if not silent else where,
-            details=details, values=values,
-        )  # fmt: skip
+            command=where if silent else f"{where}; then judge.model with a stronger judge",
+            details=details,
+            values=values,
+        )
     masked = "; what it cannot read masks the rollout" if config.kind == "http" else ""
     return Finding(
         level="pass",
