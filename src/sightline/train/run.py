@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sightline.train.checkpoint import Checkpoints, Saved
     from sightline.train.learner import Learner
 
-__all__ = ["Run", "gather", "open_run", "sample", "shown_prompt"]
+__all__ = ["Run", "gather", "open_run", "policy_of", "sample", "shown_prompt"]
 
 
 @dataclass(kw_only=True)
@@ -96,7 +96,7 @@ class Run:
         if self.start is None:
             from sightline.policy.load import load_policy
 
-            self.start = _policy(self.recipe, self.method, None, load_policy, self.world)
+            self.start = policy_of(self.recipe, self.method, None, load_policy, self.world)
             self.start.model.eval()
             if is_sharded(self.policy.module):
                 shard(self.start, self.world, masters=False)
@@ -223,11 +223,11 @@ def _trained(recipe: Recipe, method: Method, saved: Saved | None, world: World) 
 
     reference = None
     with world.agreeing():
-        policy = _policy(recipe, method, saved.folder if saved else None, load_policy, world)
+        policy = policy_of(recipe, method, saved.folder if saved else None, load_policy, world)
         if method.config.objective.kl > 0:
             reference = keep_reference(
                 policy,
-                lambda: policy if saved is None else _policy(recipe, method, None, load_policy, world),
+                lambda: policy if saved is None else policy_of(recipe, method, None, load_policy, world),
                 recipe.model.reference,
             )
         how = sharing(recipe.train.parallel, policy, world)
@@ -246,7 +246,7 @@ def _trained(recipe: Recipe, method: Method, saved: Saved | None, world: World) 
     return policy, learner
 
 
-def _policy(recipe: Recipe, method: Method, checkpoint: Path | None, load_policy: Any, world: World) -> Policy:
+def policy_of(recipe: Recipe, method: Method, checkpoint: Path | None, load_policy: Any, world: World) -> Policy:
     """The policy of a checkpoint, or the one to start from, with the tokens that the method's stages need."""
     from sightline.policy.focus import add_focus_token
     from sightline.train.trained import choose_trained
