@@ -13,8 +13,9 @@ from sightline.errors import UserError
 
 if TYPE_CHECKING:
     from sightline.config import Recipe
+    from sightline.train.distributed import World
 
-__all__ = ["ArmProcesses", "train_arms"]
+__all__ = ["ArmProcesses", "train_arms", "train_arms_in_turn"]
 
 
 def train_arms(recipe: Recipe, folder: Path) -> Path:
@@ -51,6 +52,22 @@ def train_arms(recipe: Recipe, folder: Path) -> Path:
     print(f"page: {Path(page).resolve()}")
     processes.check()
     return Path(page)
+
+
+def train_arms_in_turn(recipe: Recipe, folder: Path, world: World) -> None:
+    """Trains one arm after the other, each on all processes of the run, and writes one page for all."""
+    from sightline.commands.train import keep_recipe, train_one
+    from sightline.report.events import RunWriter
+    from sightline.report.page import write_page
+
+    arms = recipe.arm_recipes()
+    if world.is_main:
+        keep_recipe(recipe, folder)
+        RunWriter(folder).manifest({"arms": list(arms), "recipe": recipe.summary, "seed": recipe.train.seed})
+    for name, arm in arms.items():
+        train_one(arm, folder / "arms" / name, world)
+    if world.is_main:
+        print(f"page: {Path(write_page(folder)).resolve()}")
 
 
 def arm_command(home: Path) -> list[str]:

@@ -6,7 +6,7 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional, Suppress
 
@@ -14,6 +14,7 @@ from sightline.errors import UserError
 
 if TYPE_CHECKING:
     from sightline.config import Recipe
+    from sightline.train.distributed import World
 
 __all__ = ["Train", "open_folder"]
 
@@ -25,6 +26,7 @@ HARMLESS = ("summary", "train.steps", "train.checkpoint_every", "train.keep", "t
 class Train:
     """Train a recipe and write a run folder with a page to look at.
 
+    `torchrun --nproc-per-node N -m sightline train RECIPE` trains it on N accelerators, or processes, of one machine.
     Every key of the recipe can be overridden after its name: `sightline train demo --optim.lr 1e-4 --train.steps 20`.
     The same command on a folder that holds the run resumes it. `sightline recipe show RECIPE --explain` lists the keys.
     """
@@ -40,24 +42,44 @@ class Train:
     overrides: Suppress[tuple[str, ...]] = ()
 
     def run(self) -> int:
+        from sightline.train.distributed import ends_together, is_launched
+
+        return ends_together(self._run) if is_launched() else self._run()
+
+    def _run(self) -> int:
         from sightline.config import load_recipe
+        from sightline.train.distributed import joined
 
         recipe = load_recipe(self.recipe, self.overrides)
-        folder = open_folder(self._wanted(recipe), recipe, is_fresh=self.fresh, name=self.recipe)
-        if self.dry_run:
-            from sightline.commands.estimate import describe
+        with joined(recipe.model.device, recipe.train.timeout) as world:
+            opened = (
+                open_folder(self._wanted(recipe), recipe, is_fresh=self.fresh, name=self.recipe)
+                if world.is_main
+                else Path()
+            )
+            folder = world.broadcast(opened)
+            if not self.dry_run:
+                self._train(recipe, folder, world)
+            elif world.is_main:
+                from sightline.commands.estimate import describe
 
-            print(describe(recipe, folder))
-            return 0
-        if not any(r.evaluation.data or r.data.validation for r in (recipe, *recipe.arm_recipes().values())):
+                print(describe(recipe, folder))
+        return 0
+
+    def _train(self, recipe: Recipe, folder: Path, world: World) -> None:
+        arms = recipe.arm_recipes()
+        if world.is_main and not any(r.evaluation.data or r.data.validation for r in (recipe, *arms.values())):
             print("no evaluation: neither data.validation nor evaluation.data names records")
-        if recipe.arms:
+        if not arms:
+            train_one(recipe, folder, world)
+        elif world.size > 1:
+            from sightline.commands.arms import train_arms_in_turn
+
+            train_arms_in_turn(recipe, folder, world)
+        else:
             from sightline.commands.arms import train_arms
 
             train_arms(recipe, folder)
-        else:
-            train_one(recipe, folder)
-        return 0
 
     def resume(self) -> str:
         """The command that goes on where an interrupted run stopped."""
@@ -78,8 +100,22 @@ class Train:
         return Path("runs") / f"{path.stem}-{method}"
 
 
-def train_one(recipe: Recipe, folder: Path) -> None:
-    """Trains one recipe without arms; the console, the trackers and the page follow it."""
+class Silence:
+    """The reporter of processes other than the main one."""
+
+    def start(self, manifest: Any, **_: Any) -> None: ...
+    def step(self, stats: Any, groups: Any) -> None: ...
+    def evaluation(self, row: Any) -> None: ...
+    def finish(self) -> None: ...
+
+
+def train_one(recipe: Recipe, folder: Path, world: World | None = None) -> None:
+    """Trains one recipe without arms; the console, the trackers and the page follow it in the main process."""
+    if world is not None and not world.is_main:
+        from sightline.train.loop import train
+
+        train(recipe, folder, Silence(), world)
+        return
     from sightline.report.console import RunConsole
     from sightline.report.reporter import Reporter
     from sightline.report.trackers import build_sink
@@ -97,7 +133,7 @@ def train_one(recipe: Recipe, folder: Path) -> None:
         writes_page=not is_arm,
     )
     try:
-        train(recipe, folder, reporter)
+        train(recipe, folder, reporter, world)
     finally:
         console.finish()  # gives the terminal back after an interrupt; the second time it prints nothing
     if not is_arm:

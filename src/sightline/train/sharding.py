@@ -85,6 +85,8 @@ def shard(policy: Policy, world: World, *, masters: bool = True) -> None:
         fully_shard(unit, **rules, ignored_params=frozen)
     with torch.no_grad():
         policy.module(idle_batch(policy))  # the first forward decides which module is the root
+    for part in units(policy.module):
+        part.reshard()
 
 
 def tower(policy: Policy) -> Any:
