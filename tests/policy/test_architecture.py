@@ -29,7 +29,7 @@ def test_parameters_are_those_of_the_model(policy: Policy) -> None:
 
 @pytest.mark.parametrize("family", CLASSES)
 def test_an_untied_head_counts(family: str) -> None:
-    raw = config_of(family) | {"tie_word_embeddings": False}
+    raw: dict[str, Any] = {**config_of(family), "tie_word_embeddings": False}
     raw["text_config"]["tie_word_embeddings"] = False
     stock = getattr(transformers, CLASSES[family])
     with torch.device("meta"):

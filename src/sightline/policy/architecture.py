@@ -130,14 +130,21 @@ class Tower:
         return Matrix(wide, wide, True), Matrix(wide, self.out, True)
 
     @property
+    def norm(self) -> int:
+        """Numbers of a norm: RMSNorm has a scale, LayerNorm a shift as well."""
+        return self.width if self.is_gated else 2 * self.width
+
+    @property
+    def block_parameters(self) -> int:
+        return sum(m.parameters for m in self.matrices.values()) + 2 * self.norm
+
+    @property
     def parameters(self) -> int:
-        norm = self.width if self.is_gated else 2 * self.width  # RMSNorm has a scale, LayerNorm a shift as well
-        block = sum(m.parameters for m in self.matrices.values()) + 2 * norm
         mergers = self.mergers * sum(m.parameters for m in self.merger)
         # the mergers of deepstack normalise after the patches of a cell are put side by side
-        norms = norm + (self.mergers - 1) * norm * self.merge**2
+        norms = self.norm * (1 + (self.mergers - 1) * self.merge**2)
         fixed = self.patch_embedding.parameters + self.positions * self.width
-        return fixed + self.layers * block + mergers + norms
+        return fixed + self.layers * self.block_parameters + mergers + norms
 
     def cells(self, grids: tuple[tuple[int, int, int], ...]) -> int:
         """Visual tokens of images given as (frames, rows, columns) of patches."""

@@ -16,15 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
-from sightline.policy.architecture import Architecture, Text
+from sightline.policy.architecture import Architecture, Text, Tower
 
 if TYPE_CHECKING:
-    from jaxtyping import Int
-
     from sightline.policy.tree import Tree
     from sightline.types import ImageRef
 
@@ -88,6 +87,7 @@ class Trained:
         vision: the weights of the vision tower.
         rank: of the LoRA factors beside `targets`; 0 for none.
         targets: linear maps of a decoder layer that have an adapter.
+        adapts_vision: all linear maps of the vision tower have one too.
         embeddings: rows of the input embeddings (a `<Focus>` row too); gradients then reach below the first layer.
     """
 
@@ -95,6 +95,7 @@ class Trained:
     vision: bool = True
     rank: int = 0
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    adapts_vision: bool = False
     embeddings: bool = False
 
     @property
@@ -102,9 +103,14 @@ class Trained:
         return self.text or self.vision or self.rank > 0 or self.embeddings
 
     @property
+    def trains_tower(self) -> bool:
+        """Whether anything in the vision tower receives gradients."""
+        return self.vision or (self.rank > 0 and self.adapts_vision)
+
+    @property
     def reaches_inputs(self) -> bool:
         """Whether the gradient of the first layer's input is needed."""
-        return self.text or self.vision or self.embeddings
+        return self.text or self.trains_tower or self.embeddings
 
 
 EVERYTHING = Trained()
@@ -159,11 +165,12 @@ def padded_work(
 
 def forward_flops(model: Architecture, work: Work, trained: Trained = FROZEN) -> Flops:
     """FLOPs of one forward; adapters of `trained` are counted."""
-    text = model.text
+    text, tower = model.text, _tower(model.vision, work)
+    adapters = _tower_adapters(model.vision, work, trained)
     return Flops(
         text=2.0 * work.tokens * text.layers * (_linear(text) + _adapters(text, trained)),
         attention=4.0 * work.pairs * text.layers * text.heads * text.head_width,
-        vision=_vision(model, work),
+        vision=tower.patches + tower.linear + tower.attention + adapters,
         head=2.0 * work.scored * text.width * text.vocab,
     )
 
@@ -186,7 +193,7 @@ def backward_flops(model: Architecture, work: Work, trained: Trained = EVERYTHIN
     return Flops(
         text=2.0 * work.tokens * (inputs + weights + adapters),
         attention=2 * once.attention,
-        vision=2 * once.vision - _patches(model, work) if trained.vision else 0.0,
+        vision=_tower_backward(model.vision, work, trained),
         head=once.head * (2 if trained.text else 1),
     )
 
@@ -205,16 +212,42 @@ def _adapters(text: Text, trained: Trained) -> int:
     return sum(m.adapter(trained.rank) for name, m in text.matrices.items() if name in trained.targets)
 
 
-def _patches(model: Architecture, work: Work) -> float:
-    """The patch embedding, whose input needs no gradient."""
-    return 2.0 * sum(t * h * w for t, h, w in work.grids) * model.vision.patch_embedding.size
+class _Tower(NamedTuple):
+    """Forward FLOPs of the tower: patch embedding, linear maps of blocks and mergers, attention."""
+
+    patches: float
+    linear: float
+    attention: float
 
 
-def _vision(model: Architecture, work: Work) -> float:
-    tower, grids = model.vision, work.grids
-    patches = sum(t * h * w for t, h, w in grids)
-    blocks = 2.0 * patches * tower.layers * sum(m.size for m in tower.matrices.values())
-    full, windows = tower.pairs(grids)
+def _tower(tower: Tower, work: Work) -> _Tower:
+    patches, cells = _patches(work), tower.cells(work.grids)
+    blocks = patches * tower.layers * sum(m.size for m in tower.matrices.values())
+    merging = cells * tower.mergers * sum(m.size for m in tower.merger)
+    full, windows = tower.pairs(work.grids)
     pairs = tower.full * full + (tower.layers - tower.full) * windows
-    merging = 2.0 * tower.cells(grids) * tower.mergers * sum(m.size for m in tower.merger)
-    return _patches(model, work) + blocks + 4.0 * pairs * tower.width + merging
+    return _Tower(2.0 * patches * tower.patch_embedding.size, 2.0 * (blocks + merging), 4.0 * pairs * tower.width)
+
+
+def _tower_adapters(tower: Tower, work: Work, trained: Trained) -> float:
+    """Forward FLOPs of adapters beside every linear map of the tower."""
+    if not trained.adapts_vision:
+        return 0.0
+    blocks = _patches(work) * tower.layers * sum(m.adapter(trained.rank) for m in tower.matrices.values())
+    return 2.0 * (blocks + tower.cells(work.grids) * tower.mergers * sum(m.adapter(trained.rank) for m in tower.merger))
+
+
+def _tower_backward(tower: Tower, work: Work, trained: Trained) -> float:
+    if not trained.trains_tower:
+        return 0.0
+    once, adapters = _tower(tower, work), 2 * _tower_adapters(tower, work, trained)
+    if trained.vision:  # the patches themselves need no gradient
+        return once.patches + 2 * (once.linear + once.attention) + adapters
+    first = tower.matrices["qkv"]  # nothing below it is trained
+    return (
+        once.linear + 2 * once.attention + adapters - 2.0 * _patches(work) * (first.size + trained.rank * first.inputs)
+    )
+
+
+def _patches(work: Work) -> int:
+    return sum(t * h * w for t, h, w in work.grids)

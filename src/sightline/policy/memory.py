@@ -1,34 +1,45 @@
 """Memory of a run, byte by byte: what stays, what an update adds, what sampling adds. Pure arithmetic.
 
-What stays on every card, per parameter: the weights (2 bytes in bf16, 4 in fp32, about half a byte in nf4), and for
-those that are trained an fp32 master copy (none where the weights are fp32 or rounded stochastically), a gradient that
-adds up over micro-batches, and two moments (4 bytes each, or 1 with 8-bit states). Several cards divide these.
+What stays, per parameter: the weight (2 bytes in bf16, 4 in fp32, about half a byte in nf4) and, where it is trained,
+two moments (4 bytes each in fp32, about 1 in eight bits) and an fp32 master (none for fp32 weights, and none where
+steps are rounded at random). Cards that share a model divide all of this; a share is then fp32 and its own master, and
+the layers at work are gathered in the format that computes.
 
-What an update adds are activations kept for the backward pass: with checkpointing one vector per token and layer and
-the inside of a single layer, without it the inside of all layers; and one block of logits, never all of them.
-
-What sampling adds are keys and values: every prompt once, every reply by itself, and one row of logits per reply.
+An update adds a gradient per trained parameter, summed over micro-batches; the activations kept for the backward pass;
+and the layer, or block of logits, that is at work. Sampling adds keys and values, each prompt's once, and the logits of
+one token per reply. The optimiser's step comes when activations are gone, and needs a number per parameter of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
-from sightline.policy.architecture import Architecture, Text, Tower
+from sightline.policy.activations import FP32, Keeping, kept_bytes, layer_bytes, logit_bytes
+from sightline.policy.architecture import Architecture
 from sightline.policy.flops import EVERYTHING, Trained, Work
 
-__all__ = ["BLOCK", "Component", "Memory", "Sampled", "Setup", "activations", "memory", "parameters"]
+__all__ = ["CARDS", "Component", "Memory", "Phase", "Sampled", "Setup", "fits", "memory", "trained_parameters"]
 
-FP32 = 4
-BLOCK = 2**27
-"""Numbers in a block of logits (see `policy/forward.py`)."""
-NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Bytes per weight in nf4 with double quantisation: 4 bits, an 8-bit scale per 64 weights, an fp32 scale per 256 of
-those."""
-STATES = {"fp32": 8.0, "8bit": 2.0 + 2 * FP32 / 256}
-"""Bytes of both moments of a parameter; 8-bit states have an fp32 scale per 256 numbers."""
+GIB = 2**30
+CARDS = {"24 GB": 23.5, "40 GB": 39.4, "80 GB": 79.1, "141 GB": 139.8}
+"""Cards by the size they are sold under, with the GiB that a process can use (4090, A100-40, A100/H100-80, H200)."""
+CONTEXT = 0.75 * GIB
+"""What a CUDA process holds before its first tensor: context, kernels, libraries."""
+FRAGMENTATION = 0.05
+"""Share of the tensors that the allocator needs on top, because freed blocks do not fit new ones."""
+NF4 = 0.5 + 1 / 64 + FP32 / (64 * 256)
+"""Bytes per weight in nf4 with double quantisation: 4 bits, a byte of scale per 64, an fp32 number per 256 of those."""
+MOMENTS = {"fp32": 2.0 * FP32, "8bit": 2.0 + 2 * FP32 / 256}
+"""Bytes of both moments; in eight bits with an fp32 scale per 256 numbers."""
+SCORES = 28
+"""Bytes per word and reply while one token is drawn: logits and log-probs in fp32, probabilities and their sums in
+fp64, and one fp32 copy on the way."""
+
+GROWTH = 32  # positions, see sampling/cache.py
+
+Phase = Literal["always", "update", "step", "sampling"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,15 +47,18 @@ class Setup:
     """How a run sits in memory.
 
     Attributes:
-        weight: bytes of a weight that computes.
+        weight: bytes of a number in the format that computes: 2 for bf16, 4 for fp32.
         trained: what receives gradients.
-        masters: fp32 copies of bf16 weights, or stochastic rounding without them.
-        states: the optimiser's moments.
-        is_quantised: the decoder's frozen linear maps are kept in nf4.
-        checkpointing: activations are recomputed layer by layer.
-        reference: where a frozen copy for the KL stands; `adapter`: the policy without its adapter, which needs none.
+        masters: bf16 weights step in fp32 copies, or in place and rounded at random.
+        states: format of the optimiser's moments.
+        is_quantised: the linear maps beside adapters are kept in nf4.
+        checkpointing: layers are recomputed in the backward pass.
+        is_fused: norms and feed-forward layers run fused kernels.
+        reference: where a frozen copy for the KL stands; `adapter`: the policy with its adapter off is the reference.
         processes: cards.
-        is_sharded: the cards divide weights, masters, gradients and moments; otherwise every card holds all of them.
+        is_sharded: cards share the model; otherwise each has all of it.
+        is_cuda: CUDA kernels, CUDA context.
+        features: bytes of image features kept where the vision tower is frozen.
     """
 
     weight: int = 2
@@ -53,28 +67,55 @@ class Setup:
     states: Literal["fp32", "8bit"] = "fp32"
     is_quantised: bool = False
     checkpointing: bool = True
+    is_fused: bool = False
     reference: Literal["none", "adapter", "device", "cpu"] = "none"
     processes: int = 1
     is_sharded: bool = False
+    is_cuda: bool = True
+    features: float = 0.0
+
+    @property
+    def keeping(self) -> Keeping:
+        return Keeping(
+            size=self.weight, trained=self.trained, checkpointing=self.checkpointing, is_fused=self.is_fused,
+            is_cuda=self.is_cuda,
+        )  # fmt: skip
+
+    @property
+    def share(self) -> int:
+        """Cards that divide the model."""
+        return self.processes if self.is_sharded else 1
+
+    @property
+    def has_masters(self) -> bool:
+        """fp32 copies beside the weights; shares of a sharded model are fp32 themselves."""
+        return self.weight < FP32 and self.masters == "fp32" and not self.is_sharded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled:
-    """What the local sampler holds when every reply has grown to its limit: prompts, replies, tokens of each."""
+    """What the local sampler holds when every reply side by side has grown to its limit.
 
-    prompts: int = 0
-    prompt: int = 0
-    replies: int = 0
-    reply: int = 0
+    Attributes:
+        prompts: prompts of the batch, each filled once.
+        prompt: tokens of the longest.
+        replies: replies of the batch.
+        reply: tokens of a reply, all turns together.
+    """
+
+    prompts: int
+    prompt: int
+    replies: int
+    reply: int
 
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """One line of the table. `phase` says when it is there: always, during the update, or while sampling."""
+    """One line of the table; `phase` says when it is there."""
 
     name: str
     bytes: float
-    phase: Literal["always", "update", "sampling"]
+    phase: Phase
     why: str
 
 
@@ -88,36 +129,23 @@ class Memory:
         return iter(self.components)
 
     def __getitem__(self, name: str) -> float:
-        """Bytes of the components of a name."""
-        return sum(c.bytes for c in self.components if c.name == name)
+        """Bytes of the component of that name, 0 where there is none."""
+        return sum((c.bytes for c in self.components if c.name == name), 0.0)
 
-    def during(self, *phases: str) -> float:
-        return sum(c.bytes for c in self.components if c.phase in phases)
-
-    @property
-    def static(self) -> float:
-        """What stays."""
-        return self.during("always")
-
-    @property
-    def update(self) -> float:
-        return self.during("always", "update")
-
-    @property
-    def sampling(self) -> float:
-        return self.during("always", "sampling")
+    def during(self, phase: Phase) -> float:
+        """What there is in a phase: its own and what stays."""
+        return sum((c.bytes for c in self.components if c.phase in ("always", phase)), 0.0)
 
     @property
     def peak(self) -> float:
-        """The larger of both phases, which follow each other."""
-        return max(self.update, self.sampling)
+        """The largest of the phases, which follow each other."""
+        return max(self.during("update"), self.during("step"), self.during("sampling"))
 
 
-def parameters(model: Architecture, trained: Trained) -> tuple[int, int]:
-    """Parameters of the model that are trained, and those of adapters beside it."""
+def trained_parameters(model: Architecture, trained: Trained) -> int:
+    """How many numbers the optimiser steps, adapters included."""
     own = model.text.parameters * trained.text + model.vision.parameters * trained.vision
-    adapters = sum(m.adapter(trained.rank) for n, m in model.text.matrices.items() if n in trained.targets)
-    return own, model.text.layers * adapters
+    return own + _adapters(model, trained)
 
 
 def memory(model: Architecture, setup: Setup, work: Work, sampled: Sampled | None = None) -> Memory:
@@ -126,84 +154,127 @@ def memory(model: Architecture, setup: Setup, work: Work, sampled: Sampled | Non
     Args:
         model: the dimensions.
         setup: precision, what is trained, how many cards.
-        work: the largest micro-batch of the update.
-        sampled: what the local sampler holds at most; None where a server samples.
+        work: the largest micro-batch of the update on one card.
+        sampled: the largest batch of the local sampler on one card; None where a server samples.
     """
-    own, adapters = parameters(model, setup.trained)
-    share = setup.processes if setup.is_sharded else 1
-    components = [
-        Component("weights", _weights(model, setup) / share, "always", "parameters that compute"),
-        *_training(own, adapters, setup, share),
-        Component("activations", activations(model, setup, work), "update", "kept for the backward pass"),
-        Component("logits", _logits(model.text, setup, work), "update", "one block of them"),
+    found = [
+        *_staying(model, setup),
+        *_updating(model, setup, work),
+        Component("optimiser step", _stepping(model, setup), "step", "numbers on the way from moments to weights"),
     ]
-    if setup.reference == "device":
-        frozen = model.parameters * setup.weight
-        components.append(Component("reference", frozen / share, "always", "frozen copy for the KL"))
     if sampled is not None:
-        components.append(
-            Component("keys and values", _cache(model.text, setup, sampled), "sampling", "of all replies")
-        )
-    return Memory(tuple(c for c in components if c.bytes))
+        found += _sampling(model, setup, sampled)
+    return Memory(tuple(c for c in found if c.bytes))
+
+
+def fits(needs: Memory, card: float) -> bool:
+    """Whether the peak fits a card of so many GiB, with a share for what fragmentation loses."""
+    return needs.peak * (1 + FRAGMENTATION) <= card * GIB
+
+
+def _staying(model: Architecture, setup: Setup) -> list[Component]:
+    trained, count = setup.trained, trained_parameters(model, setup.trained)
+    moments = count * MOMENTS[setup.states] / setup.share
+    found = [
+        Component("weights", _weights(model, setup), "always", "what computes"),
+        Component("masters", count * FP32 * setup.has_masters, "always", "fp32 copies that take the steps"),
+        Component("moments", moments, "always", "two per trained number"),
+        Component("features", setup.features, "always", "of images, while the vision tower is frozen"),
+    ]
+    if trained.rank:
+        size = FP32 if setup.is_sharded else setup.weight
+        adapters = _adapters(model, trained) * size / setup.share
+        found.insert(1, Component("adapters", adapters, "always", f"low-rank matrices, rank {trained.rank}"))
+    if setup.reference == "device":
+        frozen = model.parameters * setup.weight / setup.share
+        found.append(Component("reference", frozen, "always", "the frozen start, for the KL"))
+    if setup.is_cuda:
+        found.append(Component("context", CONTEXT, "always", "CUDA context and libraries"))
+    return found
 
 
 def _weights(model: Architecture, setup: Setup) -> float:
-    total = model.parameters * setup.weight
+    """Shares of trained weights are fp32; a frozen tower stays whole on every card."""
+    text, tower, trained = model.text, model.vision, setup.trained
+    language = text.parameters * (FP32 if setup.is_sharded and trained.text else setup.weight)
     if setup.is_quantised:
-        linear = model.text.layers * sum(m.size for m in model.text.matrices.values())
-        total -= linear * (setup.weight - NF4)
-    return total
+        language -= text.layers * sum(text.matrices[name].size for name in trained.targets) * (setup.weight - NF4)
+    vision = tower.parameters * (FP32 if setup.is_sharded and trained.vision else setup.weight)
+    return language / setup.share + vision / (setup.share if trained.trains_tower else 1)
 
 
-def _training(own: int, adapters: int, setup: Setup, share: int) -> list[Component]:
-    """Masters, gradients and moments; adapters are fp32 and their own masters."""
-    has_masters = setup.weight < FP32 and setup.masters == "fp32"
-    gradient = FP32 + setup.weight if has_masters else setup.weight
-    return [
-        Component("adapters", adapters * FP32 / share, "always", "LoRA factors, fp32"),
-        Component("masters", own * FP32 * has_masters / share, "always", "fp32 copies that the optimiser steps"),
-        Component("gradients", (own * gradient + adapters * FP32) / share, "update", "summed over micro-batches"),
-        Component("optimiser", (own + adapters) * STATES[setup.states] / share, "always", "both moments"),
+def _adapters(model: Architecture, trained: Trained) -> int:
+    text, tower = model.text, model.vision
+    count = text.layers * sum(m.adapter(trained.rank) for n, m in text.matrices.items() if n in trained.targets)
+    if trained.adapts_vision:
+        count += tower.layers * sum(m.adapter(trained.rank) for m in tower.matrices.values())
+        count += tower.mergers * sum(m.adapter(trained.rank) for m in tower.merger)
+    return count
+
+
+def _updating(model: Architecture, setup: Setup, work: Work) -> list[Component]:
+    """Layers at work follow the logits: by then gradients of a micro-batch have taken the place of activations."""
+    count, how = trained_parameters(model, setup.trained), setup.keeping
+    size = FP32 if setup.has_masters or setup.is_sharded else setup.weight
+    fresh = float(count * setup.weight) if setup.has_masters or setup.masters == "stochastic" else 0.0
+    kept, logits = kept_bytes(model, how, work), logit_bytes(model.text, how, work)
+    layer = layer_bytes(model, how, work) + (0.0 if setup.is_sharded else max(0.0, fresh - kept))
+    found = [
+        Component("gradients", count * size / setup.share, "update", "summed over micro-batches"),
+        Component("gradients", count * size / setup.share, "step", "summed over micro-batches"),
+        Component("activations", kept, "update", "of one micro-batch, for its backward pass"),
+        Component("at work", max(logits, layer), "update", "one layer or one block of logits"),
     ]
+    if setup.is_sharded:
+        found.append(Component("gathered", _gathered(model, setup), "update", "root, and two layers with gradients"))
+    return found
 
 
-def activations(model: Architecture, setup: Setup, work: Work) -> float:
-    """Bytes kept for the backward pass of one micro-batch, plus the layer that is being recomputed."""
-    size, text, tower = setup.weight, model.text, model.vision
-    patches = sum(t * h * w for t, h, w in work.grids)
-    inside = work.tokens * _inside_layer(text, size, setup.trained)
-    kept = text.layers * (work.tokens * text.width * size) + inside if setup.checkpointing else text.layers * inside
-    if setup.trained.vision:
-        block = patches * _inside_block(tower, size)
-        kept += tower.layers * patches * tower.width * size + block if setup.checkpointing else tower.layers * block
-    return kept
+def _gathered(model: Architecture, setup: Setup) -> float:
+    """Embeddings, head and what else is no layer stay gathered; a layer at work, the next one, and their gradients."""
+    text, tower = model.text, model.vision
+    root = text.parameters - text.layers * text.layer_parameters
+    if setup.trained.trains_tower:
+        root += tower.parameters - tower.layers * tower.block_parameters
+    gradients = FP32 + setup.weight  # as computed, and in fp32 while they are summed over cards
+    trains_root = setup.trained.text
+    return root * (setup.weight + gradients * trains_root) + 2 * text.layer_parameters * (
+        setup.weight + gradients * trains_root
+    )
 
 
-def _inside_layer(text: Text, size: int, trained: Trained) -> float:
-    """Bytes per token that the backward pass of one decoder layer reads."""
-    queries, keys = text.heads * text.head_width, text.kv_heads * text.head_width
-    norm = (FP32 if size < FP32 else 0) + size * (1 + trained.text)
-    heads = (norm * (queries + keys)) if text.has_head_norms else 0
-    attention = size * 2 * (queries + keys) + FP32 * text.heads
-    return 2 * text.width * (norm + size) + heads + attention + 4 * size * text.inner
+def _stepping(model: Architecture, setup: Setup) -> float:
+    """AdamW for all tensors at once takes the roots of all second moments first; the others go tensor by tensor."""
+    count, text = trained_parameters(model, setup.trained), model.text
+    largest = text.embedding if setup.trained.text else max(m.size for m in text.matrices.values())
+    if setup.masters == "stochastic" or setup.states == "8bit":
+        return min(count, largest / setup.share) * 5 * FP32
+    return (count / setup.share if setup.is_cuda else min(count, largest)) * FP32
 
 
-def _inside_block(tower: Tower, size: int) -> float:
-    norm = (FP32 if size < FP32 else 0) + 2 * size if tower.is_gated else size
-    return 2 * tower.width * (norm + size) + 5 * size * tower.width + (4 if tower.is_gated else 2) * size * tower.inner
+def _sampling(model: Architecture, setup: Setup, sampled: Sampled) -> list[Component]:
+    text, size = model.text, setup.weight
+    token = text.layers * 2 * text.kv_heads * text.head_width * size
+    filled = sampled.prompts * sampled.prompt
+    cache = float((filled + sampled.replies * _capacity(sampled.reply)) * token)
+    # one forward over all prompts of the batch: the feed-forward layer, and the mask where it is a square
+    filling = filled * size * (3 * text.inner + 4 * text.width + sampled.prompt)
+    scores = sampled.replies * text.vocab * SCORES
+    found = [
+        Component("keys and values", cache, "sampling", "prompts once, every reply to its limit"),
+        Component(
+            "at work", float(max(filling, scores)), "sampling", "filling the prompts, or one token of all replies"
+        ),
+    ]
+    if setup.is_sharded:
+        whole = float(model.parameters * size)
+        found.append(Component("gathered", whole, "sampling", "the whole model, to sample without exchange"))
+    return found
 
 
-def _logits(text: Text, setup: Setup, work: Work) -> float:
-    """A block of logits as the model writes it, in fp32, and its softmax."""
-    block = min(work.scored, max(128, BLOCK // text.vocab))
-    return block * text.vocab * (setup.weight + 2 * FP32)
-
-
-def _cache(text: Text, setup: Setup, sampled: Sampled) -> float:
-    tokens = sampled.prompts * sampled.prompt + sampled.replies * sampled.reply
-    return tokens * text.layers * 2 * text.kv_heads * text.head_width * setup.weight
-
-
-def with_cards(setup: Setup, processes: int) -> Setup:
-    """The same run on so many cards, which divide it."""
-    return replace(setup, processes=processes, is_sharded=processes > 1)
+def _capacity(tokens: int) -> int:
+    """Positions that the growing cache of a reply has by then: half as much again whenever it is full."""
+    capacity = GROWTH
+    while capacity < tokens:
+        capacity += max(GROWTH, capacity // 2)
+    return capacity
