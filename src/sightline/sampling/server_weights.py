@@ -231,8 +231,8 @@ def merged_state(policy: Policy) -> dict[str, Tensor]:
 def _with_head(policy: Policy, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """On a CPU, a tied output head as a tensor of its own.
 
-    There vLLM packs the head into a copy that a reload of the embedding does not reach; `serve-help` therefore starts
-    CPU servers with the two apart.
+    There vLLM packs the head into a copy for its matrix product, which a reload of the embedding alone does not reach;
+    on a GPU both are one tensor.
     """
     if policy.device.type != "cpu" or "lm_head.weight" in state:
         return state

@@ -23,6 +23,7 @@ def evaluate(run: Run, reporter: Reporter, label: str) -> None:
     wanted = run.recipe.evaluation
     if not run.evaluation_records:
         return
+    run.follow()
     with whole(run.policy):
         result = _answers(run, label)
         if run.world.is_main:

@@ -18,6 +18,7 @@ from sightline.probes.update import UpdateReadings
 from sightline.train.distributed import World
 from sightline.train.exchange import Elsewhere
 from sightline.train.lockstep import Lockstep
+from sightline.train.mismatch import corrected
 from sightline.train.optimiser import Optimiser
 from sightline.train.sharding import forget_unreached, laid_out, sum_gradients, whole
 from sightline.train.supervised import supervised_loss
@@ -58,6 +59,7 @@ class Learner:
         seed: orders the groups of inner steps.
         world: the processes of the run. Each is given all groups and runs those that are not `Elsewhere`.
         masters: where bfloat16 weights take their steps.
+        importance_cap: C of the correction for a sampler of another engine; None for the learner's own.
     """
 
     def __init__(
@@ -72,8 +74,10 @@ class Learner:
         seed: int = 0,
         world: World | None = None,
         masters: Literal["fp32", "stochastic"] = "fp32",
+        importance_cap: float | None = None,
     ) -> None:
         self.policy, self.optim, self.seed = policy, optim, seed
+        self.importance_cap = importance_cap
         self.world = world or World()
         self.lockstep = Lockstep(policy, self.world)
         self.temperature = temperature
@@ -171,9 +175,10 @@ class Learner:
         readings = UpdateReadings(method.probes(), self.policy, packed, bounded)
         outputs = self.policy.module(batch, temperature=self.temperature, entropies=True, readout=readings.readout)
         outputs = replace(outputs, maps=readings.maps())
+        batch, engine = corrected(batch, members, outputs.logprobs, self.importance_cap)
         loss = method.loss(cast("LossBatch", batch), outputs)
         self._backward(loss.total, outputs.logprobs)
-        return {name: float(value) for name, value in loss.terms.items()}, batch.tokens
+        return {**{name: float(value) for name, value in loss.terms.items()}, **engine}, batch.tokens
 
     def _with_reference(self, batch: Batch, method: Method) -> Batch:
         if self.reference is None or method.config.objective.kl == 0:

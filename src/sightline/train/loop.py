@@ -85,6 +85,7 @@ def reinforce(run: Run) -> tuple[list[Group], StepStats]:
         records = run.data.next(rounds.missing)
         own = run.world.part(records)
         with rounds.timed("sample"):
+            run.follow()
             groups = gather(own, sample(run, own), run.policy.frame)
         with rounds.timed("measure"):
             groups = measure(run, groups, records)
@@ -106,5 +107,5 @@ def step_stats(run: Run, rounds: Rounds, update: Update) -> StepStats:
         step=run.step,
         metrics=metrics,
         seconds={**rounds.seconds, **update.seconds},
-        alarms=alarms(run.history, run.recipe.alarms),
+        alarms=(*alarms(run.history, run.recipe.alarms), *run.sampler.alarms()),
     )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sightline.geometry.frames import Frame
     from sightline.methods.base import Context, Method, Stage, Stream
     from sightline.policy.load import Policy
-    from sightline.sampling.base import Sampler, SamplingSettings
+    from sightline.sampling.base import SamplingSettings, TrainingSampler
     from sightline.train.checkpoint import Checkpoints, Saved
     from sightline.train.learner import Learner
 
@@ -40,7 +40,7 @@ class Run:
     policy: Policy
     method: Method
     learner: Learner
-    sampler: Sampler
+    sampler: TrainingSampler
     settings: SamplingSettings
     data: DataStream
     judge: Judge
@@ -55,6 +55,7 @@ class Run:
     judged: dict[str, float] = field(default_factory=dict)
     start: Policy | None = None
     world: World = field(default_factory=World)
+    followed: int = -1
 
     @property
     def stages(self) -> tuple[tuple[Stage, int], ...]:
@@ -123,11 +124,18 @@ class Run:
         return every > 0 and self.step % every == 0
 
     def scoring_metrics(self) -> dict[str, float]:
-        """What the judge did in this step, and the archive."""
+        """What the judge did in this step, the archive, and the sampler."""
         stats = self.world.total({name: float(value) for name, value in self.judge.stats().items()})
         since = {f"judge/{name}": value - self.judged.get(name, 0.0) for name, value in stats.items()}
         self.judged = stats
-        return {**since, **{f"archive/{name}": float(value) for name, value in self.archive.stats().items()}}
+        archive = {f"archive/{name}": float(value) for name, value in self.archive.stats().items()}
+        return {**since, **archive, **self.sampler.metrics()}
+
+    def follow(self) -> None:
+        """Lets the sampler have the present weights; every process calls it before something is sampled."""
+        if self.followed != self.step:
+            self.sampler.refresh(self.policy)
+            self.followed = self.step
 
     def manifest(self) -> dict[str, Any]:
         """What is needed to know what ran: method, model, frame, seed, versions."""
@@ -213,6 +221,7 @@ def open_run(recipe: Recipe, folder: Path, world: World | None = None) -> Iterat
         yield run
     finally:
         judge.close()
+        run.sampler.close()
 
 
 def _trained(recipe: Recipe, method: Method, saved: Saved | None, world: World) -> tuple[Policy, Learner]:
@@ -241,6 +250,7 @@ def _trained(recipe: Recipe, method: Method, saved: Saved | None, world: World) 
         policy, recipe.optim, steps=total, temperature=recipe.sampling.temperature,
         token_budget=recipe.train.token_budget, shares=recipe.model.attention == "tree", seed=recipe.train.seed,
         world=world, masters=recipe.model.masters,
+        importance_cap=recipe.sampling.server.importance_cap if recipe.sampling.server else None,
     )  # fmt: skip
     learner.reference = reference
     return policy, learner
