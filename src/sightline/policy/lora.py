@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -110,14 +111,15 @@ def restore(policy: Policy, folder: Path, lora: LoraSettings | None = None) -> N
 
     peft = _peft()
     notes = json.loads((folder / NOTES).read_text()) if (folder / NOTES).exists() else {}
+    kind = json.loads((folder / "adapter_config.json").read_text()).get("peft_type")
+    if kind != "LORA":
+        raise UserError(f"an adapter of kind {kind} is not supported", where=str(folder), hint="LORA is")
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
         saved = load_file(folder / ADAPTER)
         rows = load_file(folder / ROWS) if (folder / ROWS).exists() else {}
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise UserError(f"the adapter cannot be read: {error}", where=str(folder)) from error
-    if config.peft_type != peft.PeftType.LORA:
-        raise UserError(f"an adapter of kind {config.peft_type} is not supported", where=str(folder), hint="use LoRA")
     config.inference_mode = False
     _restore_rows(policy, notes.get("added", ()), rows, folder)
     if notes.get("quantise"):
@@ -152,8 +154,9 @@ def _targets(model: nn.Module, targets: str | tuple[str, ...]) -> str | list[str
                             hint="layers here: " + ", ".join(known))  # fmt: skip
         return list(targets)
     parts = ("language_model",) if targets == "language" else ("language_model", "visual")
-    names = [n for n in linear if any(f".{part}." in f".{n}" for part in parts)]
-    last = sorted({n.rpartition(".")[2] for n in names})
+    names = [n.split(".") for n in linear if any(f".{part}." in f".{n}" for part in parts)]
+    # a number alone would also be that of a block
+    last = sorted({re.escape(".".join(n[-2:] if n[-1].isdigit() else n[-1:])) for n in names})
     return rf"(?:.*\.)?(?:{'|'.join(parts)})\..*\.(?:{'|'.join(last)})"
 
 
@@ -165,6 +168,7 @@ def _wrap(policy: Policy, config: Any) -> None:
 
     stock = policy.model
     dtype = stock.get_input_embeddings().weight.dtype
+    config.base_model_name_or_path = None  # peft compares it with the folder that the model was read from
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         # peft asks the model by a name that transformers has given up
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
