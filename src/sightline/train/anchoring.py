@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,17 +60,19 @@ def anchor(run: Run) -> tuple[list[Group], StepStats]:
     config, focus = run.stage.anchor, run.stage.focus
     assert config is not None
     assert focus is not None
-    found = lessons_of(run, run.data.next(), config, focus)
-    prepared, metrics = time.perf_counter() - started, dict(found.counts)
-    if found.lessons:
-        batches = lesson_batches(run.policy, found.lessons, run.recipe.train.token_budget)
-        losses = _losses(run, batches, config, metrics)
+    found = lessons_of(run, run.world.part(run.data.next()), config, focus)
+    prepared, metrics = time.perf_counter() - started, run.world.total(found.counts)
+    batches = lesson_batches(run.policy, found.lessons, run.recipe.train.token_budget)
+    if run.world.any(bool(batches))[0]:
+        figures: dict[str, float] = {}
+        losses = _losses(run, batches, config, figures)
         if run.step - run.stage_start < config.row_steps:
-            with _row_only(run.policy, focus):
-                metrics |= run.learner.descend(losses, run.step, lr=config.row_lr, decays=False)
+            with _row_only(run.policy, focus) as masks:
+                done = run.learner.descend(losses, run.step, lr=config.row_lr, decays=False, masks=masks)
         else:
             with _frozen(run.policy, "visual" if config.freeze_vision else None):
-                metrics |= run.learner.descend(losses, run.step)
+                done = run.learner.descend(losses, run.step)
+        metrics |= {**run.world.total(figures), **done}
     seconds = {"distil": prepared, "update": time.perf_counter() - started - prepared}
     return [], StepStats(step=run.step, metrics=metrics, seconds=seconds)
 
@@ -95,6 +97,7 @@ def anchor_loss(
     records: int,
     tokens: int,
     start: Policy | None = None,
+    has_text: bool | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """The part of one batch in the loss of a step with so many lessons and reply tokens, and its figures.
 
@@ -104,9 +107,10 @@ def anchor_loss(
         config: layers, normalisation, weights.
         records, tokens: of the whole optimiser step.
         start: the policy of `w_kl`.
+        has_text: whether log-probs are computed, where batches without any must keep step with others.
     """
     batch, chosen = lessons.batch, choose_heads(policy, config.layers, config.heads, config.heads_file)
-    has_text = len(batch.target) > 0 and (config.w_lm > 0 or config.w_kl > 0)
+    has_text = _has_text(batch, config) if has_text is None else has_text
     readout = MapReadout(lessons.queries, lessons.keys, chosen.layers, chosen.heads)
     outputs = policy.module(batch, readout=readout, stops_at=None if has_text else max(chosen.layers))
     maps = _by_lesson(readout, lessons)
@@ -138,14 +142,42 @@ def _losses(
     run: Run, batches: Sequence[LessonBatch], config: AnchorConfig, metrics: dict[str, float]
 ) -> Iterator[Tensor]:
     """The loss of each micro-batch, one after the other; their figures add up in `metrics`."""
-    records = sum(int(b.used.sum()) for b in batches)
-    tokens = sum(len(b.batch.target) for b in batches)
-    start = run.start_policy() if config.w_kl else None
-    for lessons in batches:
-        loss, parts = anchor_loss(run.policy, lessons, config, records=records, tokens=tokens, start=start)
+    counts = {"records": sum(int(b.used.sum()) for b in batches), "tokens": sum(len(b.batch.target) for b in batches)}
+    count = {name: int(number) for name, number in run.world.total(counts).items()}
+    start, lockstep = run.start_policy() if config.w_kl else None, run.learner.lockstep
+    has_text = None
+    if lockstep.is_sharded:
+        (has_text,) = run.world.any(any(_has_text(b.batch, config) for b in batches))
+    for lessons, batch in lockstep.over(batches, lambda lessons: lessons.batch):
+        if lessons is None:
+            yield _idle(run.policy, batch, config, start=start, has_text=bool(has_text))
+            continue
+        given = replace(lessons, batch=batch)
+        loss, parts = anchor_loss(run.policy, given, config, **count, start=start, has_text=has_text)
         for name, value in parts.items():
             metrics[name] = metrics.get(name, 0.0) + value
         yield loss
+
+
+def _has_text(batch: Batch, config: AnchorConfig) -> bool:
+    return len(batch.target) > 0 and (config.w_lm > 0 or config.w_kl > 0)
+
+
+def _idle(policy: Policy, batch: Batch, config: AnchorConfig, *, start: Policy | None, has_text: bool) -> Tensor:
+    """The forwards of `anchor_loss` on a batch without lessons: nothing, but the other processes wait for it."""
+    chosen = choose_heads(policy, config.layers, config.heads, config.heads_file)
+    highest, device = max(chosen.layers), batch.ids.device
+    readout = MapReadout(
+        torch.ones(1, 1, dtype=torch.long, device=device), torch.zeros(1, 1, dtype=torch.long, device=device),
+        chosen.layers, chosen.heads,
+    )  # fmt: skip
+    outputs = policy.module(batch, readout=readout, stops_at=None if has_text else highest)
+    with torch.no_grad():
+        if config.sink_exclude:
+            policy.module(batch, stops_at=highest)
+        if has_text and config.w_kl and start is not None:
+            start.module(batch)
+    return 0.0 * (sum(found.sum() for found in readout.maps.values()) + outputs.logprobs.sum())
 
 
 def with_rows(batch: Batch, rows: Sequence[Sequence[Lesson]]) -> LessonBatch:
@@ -229,22 +261,20 @@ def _frozen(policy: Policy, part: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def _row_only(policy: Policy, focus: FocusConfig) -> Iterator[None]:
-    """Nothing but the token's own rows, of input and output embeddings, gets a gradient."""
+def _row_only(policy: Policy, focus: FocusConfig) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Nothing but the token's own rows, of input and output embeddings, is trained; gives the masks that say so."""
     token = token_id(policy, focus.text)
     rows = {id(e.weight): e.weight for e in (policy.model.get_input_embeddings(), policy.model.get_output_embeddings())}
     trained = [p for p in policy.model.parameters() if p.requires_grad]
-    hooks = []
     for parameter in trained:
         parameter.requires_grad_(id(parameter) in rows)
+    masks = []
     for weight in rows.values():
-        only = torch.zeros(len(weight), 1, dtype=weight.dtype, device=weight.device)
+        only = torch.zeros(len(weight), 1, device=weight.device)
         only[token] = 1.0
-        hooks.append(weight.register_hook(only.mul))
+        masks.append((weight, only))
     try:
-        yield
+        yield masks
     finally:
-        for hook in hooks:
-            hook.remove()
         for parameter in trained:
             parameter.requires_grad_(True)

@@ -228,7 +228,13 @@ class Learner:
         return Update(metrics={"supervised/loss": loss, **metrics}, seconds={"update": time.perf_counter() - started})
 
     def descend(
-        self, losses: Iterable[Tensor], step: int, *, lr: float | None = None, decays: bool = True
+        self,
+        losses: Iterable[Tensor],
+        step: int,
+        *,
+        lr: float | None = None,
+        decays: bool = True,
+        masks: Sequence[tuple[Tensor, Tensor]] = (),
     ) -> dict[str, float]:
         """One optimiser step on a sum of losses, each of which is gone before the next is computed.
 
@@ -237,12 +243,17 @@ class Learner:
             step: training step, for the schedule.
             lr: learning rate in place of the schedule's.
             decays: with weight decay.
+            masks: parameters of which only the entries with a 1 are trained.
         """
         rate = self._set_lr(step)
         self.policy.model.train()
         for loss in losses:
             (loss * self.world.size if self.lockstep.is_sharded else loss).backward()
             self.optimiser.collect()
+        for parameter, mask in masks:
+            grad = self.optimiser.master(parameter).grad
+            if grad is not None:
+                grad.mul_(laid_out(mask, grad))
         if lr is not None:
             self.optimiser.set_lr(lr)
         norm = self._apply(decays=decays)

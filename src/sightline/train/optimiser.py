@@ -60,6 +60,10 @@ class Optimiser:
         """Steps taken since the moment estimates began."""
         return max((int(state["step"]) for state in self.adamw.state.values()), default=0)
 
+    def master(self, parameter: torch.Tensor) -> torch.Tensor:
+        """What is stepped in place of a trained parameter; often the parameter itself."""
+        return next(m for p, m in zip(self.weights.parameters, self.weights.masters, strict=True) if p is parameter)
+
     def restart(self) -> None:
         """Forgets the moment estimates."""
         self.adamw.state.clear()

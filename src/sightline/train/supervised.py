@@ -74,7 +74,7 @@ def imitate(run: Run) -> tuple[list[Group], StepStats]:
 
     started = time.perf_counter()
     groups = []
-    for record in run.data.next():
+    for record in run.world.part(run.data.next()):
         groups.append(
             [
                 demonstration(
@@ -88,7 +88,7 @@ def imitate(run: Run) -> tuple[list[Group], StepStats]:
         )
     batches = supervised_batches(run.policy, groups, run.recipe.train.token_budget)
     update = run.learner.imitate(batches, run.step)
-    metrics = {**update.metrics, "supervised/replies": float(sum(len(g) for g in groups))}
+    metrics = {**update.metrics, **run.world.total({"supervised/replies": float(sum(len(g) for g in groups))})}
     return [], StepStats(step=run.step, metrics=metrics, seconds={"supervised": time.perf_counter() - started})
 
 
