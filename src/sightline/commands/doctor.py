@@ -89,8 +89,11 @@ class Doctor:
         patient = Patient(recipe, sample=self.sample, card=self.card, name=self.recipe)
         title = f"{self.recipe}{f', arm {arm}' if arm else ''}: {recipe.method['name']} on {recipe.model.name}"
         found: dict[str, Finding | None] = {}
-        with _followed(console, title, names, found) as (begin, end):
-            examined = examine(patient, names, on_start=begin, on_done=end)
+        try:
+            with _followed(console, title, names, found) as (begin, end):
+                examined = examine(patient, names, on_start=begin, on_done=end)
+        finally:
+            patient.close()
         counts = ", ".join(f"{examined.count(level)} {level}" for level in ("pass", "warn", "fail"))
         console.print(f"{counts}{f', {len(examined.not_run)} not run' if examined.not_run else ''}")
         return examined

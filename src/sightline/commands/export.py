@@ -61,6 +61,8 @@ class Export:
             raise UserError("a name on the Hub is OWNER/NAME", where=f"--push {self.push}")
         run, checkpoint = _checkpoint(self.run_folder, self.step)
         recipe = _recipe(run)
+        if self.adapter and not (checkpoint / "adapter_config.json").is_file():
+            raise UserError("the run trained whole weights: there is no adapter", where="--adapter", hint="--merged")
         empty_folder(self.out)
         print(f"exporting {checkpoint}")
         self._write(recipe, run, checkpoint)
@@ -97,7 +99,8 @@ class Export:
         if is_adapter and base.startswith("embedded:"):
             notes.append("its base is a policy that only sightline knows; --merged makes a model by itself")
         del policy  # the copy that is loaded for comparison takes its place
-        found = verify(self.out, logits, dtype=dtype, device=self.device)
+        found = verify(self.out, logits, dtype=dtype, device=self.device, min_pixels=model.min_pixels,
+                       max_pixels=model.max_pixels)  # fmt: skip
         print(found.describe())
         if self.base and is_adapter:
             name_base(self.out, self.base)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ class Patient:
     ) -> None:  # fmt: skip
         self.recipe, self.sample, self.card, self.folder, self.name = recipe, sample, card, folder, name
         self.loading = 0.0
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._broken: dict[str, UserError] = {}
 
     def open(self, part: str) -> Any:
@@ -69,30 +71,34 @@ class Patient:
 
     @cached_property
     def policy(self) -> Policy:
-        """The policy that the run would start from, with the tokens its stages need."""
+        """The policy that the run would start from: tokens of its stages, adapter and frozen parts included."""
         import torch
 
-        from sightline.policy.focus import add_focus_token
         from sightline.policy.load import load_policy
+        from sightline.train.distributed import World
+        from sightline.train.run import policy_of
 
         torch.set_num_threads(self.recipe.model.threads)
-        started, model = time.perf_counter(), self.recipe.model
-        policy = load_policy(
-            model.name, dtype=model.dtype, device=model.device, min_pixels=model.min_pixels,
-            max_pixels=model.max_pixels,
-        )  # fmt: skip
-        for stage in self.method.stages():
-            if stage.focus is not None:
-                add_focus_token(policy, stage.focus)
+        started = time.perf_counter()
+        policy = policy_of(self.recipe, self.method, None, load_policy, World())
         policy.model.eval()
         self.loading = time.perf_counter() - started
         return policy
 
     @cached_property
     def sampler(self) -> Sampler:
-        from sightline.sampling.local import LocalSampler
+        """What the run samples with. Servers are given the policy's weights, as at the start of a run."""
+        from sightline.sampling.build import build_sampler
 
-        return LocalSampler(self.open("policy"), rows=self.recipe.sampling.batch)
+        self._scratch = tempfile.TemporaryDirectory(prefix="sightline-doctor-")
+        return build_sampler(self.recipe.sampling, self.open("policy"), Path(self._scratch.name))
+
+    def close(self) -> None:
+        """Ends connections to servers, and removes the weights that were written for them."""
+        if isinstance(close := getattr(self.__dict__.get("sampler"), "close", None), Callable):
+            close()
+        if self._scratch is not None:
+            self._scratch.cleanup()
 
     @cached_property
     def records(self) -> list[Record]:

@@ -98,7 +98,8 @@ def _blindness(patient: Patient) -> Finding:
 def _parity(patient: Patient) -> Finding:
     from sightline.doctor.parity import parity_probe
 
-    return parity_probe(patient.policy, patient.sampler, patient.requests(4), patient.settings)
+    name = "local" if patient.recipe.sampling.server is None else "server"
+    return parity_probe(patient.policy, patient.sampler, patient.requests(4), patient.settings, name=name)
 
 
 def _habits(patient: Patient) -> Finding:

@@ -68,6 +68,8 @@ def features(policy: Policy, image: ImageRef) -> int:
     import torch
 
     visual = policy.pixels.batch([(image, 0)])
+    if visual.features is not None:  # kept ones of a frozen tower
+        return len(visual.features.features)
     if visual.pixels is None or visual.grids is None:
         return 0
     with torch.no_grad():

@@ -118,15 +118,18 @@ def export_adapter(policy: Policy, folder: Path) -> Float[Tensor, "tokens vocab"
     return logits
 
 
-def verify(folder: Path, expected: Tensor, *, dtype: str, device: str | torch.device = "cpu") -> Verified:
-    """Loads what was written and compares its logits on the check prompt.
+def verify(
+    folder: Path, expected: Tensor, *, dtype: str, device: str | torch.device = "cpu",
+    min_pixels: int | None = None, max_pixels: int | None = None,
+) -> Verified:  # fmt: skip
+    """Loads what was written, as it was loaded before it was written, and compares its logits on the check prompt.
 
     Raises:
         SightlineError: they differ by more than rounding explains.
     """
     from sightline.policy.load import load_policy
 
-    found = prompt_logits(load_policy(folder, dtype=dtype, device=device))
+    found = prompt_logits(load_policy(folder, dtype=dtype, device=device, min_pixels=min_pixels, max_pixels=max_pixels))
     if found.shape != expected.shape:
         raise SightlineError(
             f"{folder}: loaded again it has logits of {tuple(found.shape)}, not {tuple(expected.shape)}"

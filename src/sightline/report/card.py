@@ -242,10 +242,11 @@ def _prompts(facts: CardFacts, recipe: Recipe, examples: Sequence[Record]) -> li
 def _usage(facts: CardFacts) -> str:
     """How to load it with transformers, peft, vLLM and sightline."""
     kind = "Qwen2_5_VLForConditionalGeneration" if facts.family == "qwen2_5_vl" else "Qwen3VLForConditionalGeneration"
-    path = facts.name
+    path, imports = facts.name, ""
     if facts.kind == "adapter":
+        imports = "from peft import PeftModel\n"
         load = (
-            f'from peft import PeftModel\n\nbase = {kind}.from_pretrained({facts.base!r}, dtype="auto")\n'
+            f'base = {kind}.from_pretrained({facts.base!r}, dtype="auto")\n'
             f"model = PeftModel.from_pretrained(base, {path!r})"
         )
         serve = f"vllm serve {facts.base} --enable-lora --lora-modules policy={path}"
@@ -257,7 +258,7 @@ def _usage(facts: CardFacts) -> str:
     serve += f" --mm-processor-kwargs '{json.dumps(limits)}'" if limits else ""
     return f"""\
 ```python
-from PIL import Image
+{imports}from PIL import Image
 from transformers import AutoProcessor, {kind}
 
 {load}
