@@ -10,13 +10,18 @@ import torch
 
 from conftest import FAMILIES, picture
 from sightline.policy.attention import dense_mask
-from sightline.policy.flex import block_mask, flex_attention
+from sightline.kernels import attended, compiled
+from sightline.policy.flex import block_mask
 from sightline.policy.forward import TokenLogprobs
 from sightline.policy.fused import FusedLogprobs
 from sightline.policy.load import load_policy
 from sightline.policy.towers import NAME
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+def flex(*inputs: object) -> tuple[torch.Tensor, torch.Tensor]:
+    return compiled(attended, dynamic=False)(*inputs)
 
 
 def tree_end(prompt: int, replies: int, length: int) -> torch.Tensor:
@@ -40,7 +45,7 @@ def test_flex_equals_dense_attention(heads: int, kv_heads: int, width: int, dtyp
     )
     want.backward(grad.double())
     ours = [x.to(dtype).requires_grad_() for x in inputs]
-    found, lse = flex_attention(*ours, block_mask(end), 0.2)
+    found, lse = flex(*ours, block_mask(end), 0.2)
     found.backward(grad.to(dtype))
     scores = plain[0] @ plain[1].repeat_interleave(heads // kv_heads, 1).mT * 0.2 + dense_mask(end, torch.float64)
     limit = 1e-3 if dtype == torch.float32 else 2e-2
@@ -81,7 +86,7 @@ def test_vision_equals_the_cpu(checkpoints: dict[str, Path], family: str, dtype:
         results.append((out.features.detach().float().cpu(), torch.cat(gradient)))
     assert (policy.model.model.visual.config._attn_implementation == NAME) == (dtype == "bfloat16")
     for a, b in zip(*results, strict=True):
-        assert float((a - b).norm() / a.norm()) < (1e-4 if dtype == "float32" else 5e-2)
+        assert float((a - b).norm() / a.norm()) < (1e-3 if dtype == "float32" else 5e-2)
 
 
 def test_bucket_padding_changes_nothing() -> None:
@@ -91,7 +96,7 @@ def test_bucket_padding_changes_nothing() -> None:
     tokens = end.shape[1]
     padded = torch.cat([end, torch.arange(tokens + 1, 1025, device="cuda")[None]], 1)
     inputs = [torch.randn(1, n, 1024, 64, device="cuda", dtype=torch.bfloat16) for n in (4, 2, 2)]
-    short, _ = flex_attention(*(x[:, :, :tokens] for x in inputs), block_mask(end), 0.1)
-    whole, _ = flex_attention(*inputs, block_mask(padded), 0.1)
+    short, _ = flex(*(x[:, :, :tokens] for x in inputs), block_mask(end), 0.1)
+    whole, _ = flex(*inputs, block_mask(padded), 0.1)
     torch.testing.assert_close(whole[:, :, :tokens], short, atol=1e-2, rtol=1e-2)
     assert bool(np.isfinite(whole.float().cpu().numpy()).all())

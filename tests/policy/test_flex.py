@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import create_block_mask
 
-from sightline.policy import flex
+from sightline.kernels import attended
 from sightline.policy.attention import TreeAttention, TreeLayout, dense_mask
-from sightline.policy.flex import BLOCK, block_mask, bucket, flex_attention
+from sightline.policy.flex import BLOCK, block_mask, bucket
 from sightline.policy.readout import MassReadout
 
 END = torch.tensor([[9, 9, 9, 6, 6, 6, 9, 9, 9]])
@@ -29,11 +29,6 @@ def random_end(tokens: int, rng: np.random.Generator) -> np.ndarray:
 
     fill(0, tokens, 0)
     return end
-
-
-@pytest.fixture
-def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flex, "compiled", lambda function, **_: function)
 
 
 @pytest.mark.parametrize("tokens", [9, 128, 300, 1024, 1500])
@@ -70,7 +65,6 @@ def test_rows_are_padded_to_few_widths() -> None:
     assert max(bucket(n) / n for n in range(1024, 40000)) <= 1.125
 
 
-@pytest.mark.usefixtures("_uncompiled")
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 @pytest.mark.parametrize("heads", [8, 6])
 @pytest.mark.parametrize("width", [16, 12])
@@ -78,7 +72,7 @@ def test_log_sum_exp_and_masses_equal_the_layout(heads: int, width: int) -> None
     """Also where the number of heads is no power of two, for narrow heads, and with fp32 sums of half-width inputs."""
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, n, 9, width) for n in (heads, 2, 2))
-    out, lse = flex_attention(query, key, value, block_mask(END), 0.3)
+    out, lse = attended(query, key, value, block_mask(END), 0.3)
     whole = [x.repeat_interleave(heads // 2, 1) for x in (key, value)]
     want, total = TreeAttention.apply(query, *whole, TreeLayout(END), 0.3)  # type: ignore[misc]
     torch.testing.assert_close(out, want)
@@ -89,5 +83,5 @@ def test_log_sum_exp_and_masses_equal_the_layout(heads: int, width: int) -> None
         request.observe(0, query, key, TreeLayout(END), 0.3, norm)
         found.append(request.masses[0])
     torch.testing.assert_close(*found, atol=1e-6, rtol=0)
-    _, half = flex_attention(query.bfloat16(), key.bfloat16(), value.bfloat16(), block_mask(END), 0.3)
+    _, half = attended(query.bfloat16(), key.bfloat16(), value.bfloat16(), block_mask(END), 0.3)
     assert half.dtype == torch.float32

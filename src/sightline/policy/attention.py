@@ -11,6 +11,7 @@ is that of the visible pairs rather than of the whole square.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -22,7 +23,8 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from sightline.policy.flex import block_mask, flex_attention
+from sightline.kernels import attended, compiled
+from sightline.policy.flex import block_mask
 
 __all__ = [
     "NAME",
@@ -187,7 +189,7 @@ def attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     else:
-        out, lse = flex_attention(query, key, value, attention_mask, scaling)
+        out, lse = compiled(attended, dynamic=False)(query, key, value, attention_mask, scaling)
         out = out.transpose(1, 2)
     if readout is not None:
         readout.observe(layer, query, key, attention_mask if layout is None else layout, scaling, lse)
@@ -205,15 +207,15 @@ def _refuse_unreadable(dropout: float, decoder: Decoder | None, **kwargs: Any) -
             raise ValueError(f"attention cannot be read in a layer with {name}")
 
 
-def switch_attention(model: Any) -> None:
-    """Puts the language model on our attention; the vision tower stays on its own.
+def switch_attention(model: Any, function: Callable[..., Any] = attention, name: str = NAME) -> None:
+    """Puts the language model on our attention, or a form of it; the vision tower stays on its own.
 
     The mask function is registered under the same name: without it transformers drops the mask of a padded batch
     silently.
     """
-    ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
-    model.set_attn_implementation({"text_config": NAME})
+    ALL_ATTENTION_FUNCTIONS.register(name, function)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(name, sdpa_mask)
+    model.set_attn_implementation({"text_config": name})
 
 
 def dense_mask(end: Int[Tensor, "rows tokens"], dtype: torch.dtype) -> Float[Tensor, "rows 1 tokens tokens"]:

@@ -1,8 +1,8 @@
 """Regional compilation: every decoder layer and vision block by torch.compile, the code of a kind once for all of them.
 
-What is compiled serves passes over whole batches, with and without gradient. Attention stands outside the graphs, so
-that read-outs see queries and keys as they do without compilation; FlexAttention is compiled on its own. The sampler's
-forwards, whose caches grow token by token, run as they are (`uncompiled`).
+What is compiled serves passes over whole batches, with and without gradient: decoder layers once per width of a row
+(`policy/flex.py` pads rows to few), vision blocks once for any number of patches. A layer whose attention is read or
+decoded leaves its graph for it. The sampler's forwards, whose caches grow token by token, run uncompiled.
 """
 
 from __future__ import annotations
@@ -10,32 +10,31 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 if TYPE_CHECKING:
     from sightline.policy.adapter import ModelAdapter
 
-__all__ = ["compile_blocks", "uncompiled"]
+__all__ = ["NAME", "compile_blocks", "uncompiled"]
+
+NAME = "sightline_compiled"
+"""The attention of compiled layers; other policies of the process keep theirs."""
 
 
-def compile_blocks(adapter: ModelAdapter) -> None:
-    """Compiles the model's layers in place; names and parameters stay as they are.
+def compile_blocks(adapter: ModelAdapter, *, backend: str = "inductor") -> None:
+    """Compiles the model's layers in place; names and parameters stay as they are."""
+    from sightline.kernels import allow_shapes, in_graph
+    from sightline.policy.attention import attention, switch_attention
 
-    The graphs take any number of tokens, so that no step compiles anew.
-    """
-    import torch
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    from sightline.policy import attention, towers
-
-    for name, function in ((attention.NAME, attention.attention), (towers.NAME, towers.varlen_attention)):
-        ALL_ATTENTION_FUNCTIONS.register(name, torch.compiler.disable(function))
+    allow_shapes()
+    switch_attention(adapter.model, in_graph(attention), NAME)
     for block in _blocks(adapter.model):
-        block.compile(dynamic=True)
+        is_decoder = hasattr(block, "self_attn")
+        block.compile(dynamic=not is_decoder, backend=backend)
 
 
 def uncompiled() -> AbstractContextManager[Any]:
     """Within it, compiled layers run as they were written."""
-    import torch
-
     return torch.compiler.set_stance("force_eager")
 
 

@@ -10,23 +10,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional
 
-from sightline.kernels import attended, compiled, tree_rule
+from sightline.kernels import tree_rule
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-__all__ = ["BLOCK", "block_mask", "bucket", "flex_attention"]
+__all__ = ["BLOCK", "block_mask", "bucket"]
 
 BLOCK = 128
 """Queries and keys of one block of the mask."""
-
-NARROWEST = 16
-"""The least head width the kernel takes; narrower heads are filled up with zeros, which changes no product."""
-
 
 def bucket(tokens: int) -> int:
     """The width that a row of so many tokens is padded to: multiples of 128, eight to every doubling above 1,024.
@@ -68,18 +64,3 @@ def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
     """Blocks as FlexAttention lists them, (rows, 1, queries) counts and (rows, 1, queries, keys) indices."""
     order = torch.argsort(chosen.byte(), dim=-1, descending=True, stable=True)
     return chosen.sum(-1, dtype=torch.int32)[:, None], order.to(torch.int32)[:, None]
-
-
-def flex_attention(
-    query: Float[Tensor, "rows heads tokens width"],
-    key: Float[Tensor, "rows kv_heads tokens width"],
-    value: Float[Tensor, "rows kv_heads tokens width"],
-    mask: BlockMask,
-    scaling: float,
-) -> tuple[Float[Tensor, "rows heads tokens width"], Float[Tensor, "rows heads tokens"]]:
-    """Attention under a block mask, and the log-sum-exp of every query's logits in fp32. Keys are not repeated."""
-    width = query.shape[-1]
-    if width < NARROWEST:
-        query, key, value = (functional.pad(x, (0, NARROWEST - width)) for x in (query, key, value))
-    out, lse = compiled(attended, dynamic=False)(query, key, value, mask, scaling)
-    return out[..., :width], lse

@@ -95,10 +95,11 @@ class PolicyModule(nn.Module):
         super().__init__()
         self.adapter = adapter
         self.model = adapter.model
-        vocab = int(self.model.get_output_embeddings().weight.shape[0])  # type: ignore[operator]
+        weight: Any = self.model.get_output_embeddings().weight  # type: ignore[operator]
+        vocab = int(weight.shape[0])
         self.chunk = chunk or max(128, BLOCK // vocab)
         self.bias: Tensor
-        self.register_buffer("bias", ban_bias(vocab, banned), persistent=False)
+        self.register_buffer("bias", ban_bias(vocab, banned).to(weight.device), persistent=False)
 
     def scores(self, hidden: Float[Tensor, "scored width"], temperature: float = 1.0) -> Float[Tensor, "scored vocab"]:
         """Logits in fp32, divided by the temperature, banned ids out: what sampler and learner both normalise."""

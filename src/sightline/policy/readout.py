@@ -34,6 +34,10 @@ from sightline.policy.attention_rows import (
 __all__ = ["MapReadout", "MassReadout", "Readouts", "resolve_layers"]
 
 CHUNK = 128
+"""Queries of a block on CPU, whose logits then stay in its caches."""
+
+LARGEST = 2**28
+"""Numbers of a block of logits on CUDA, where many small blocks would cost more than they compute."""
 
 
 def resolve_layers(layers: Sequence[int], count: int) -> tuple[int, ...]:
@@ -78,6 +82,10 @@ class _Request:
 
     def _plan(self, rule: Rule, has_lse: bool, tokens: int) -> list[Block]:
         raise NotImplementedError
+
+    def _queries(self, chunk: int, tokens: int) -> int:
+        """Queries of a block, counting eight query heads to a key head."""
+        return max(chunk, LARGEST // (8 * tokens)) if self.rows.is_cuda else chunk
 
     def _heads(self, layer: int, count: int) -> Sequence[int]:
         return self.heads.get(layer, range(count))
@@ -161,7 +169,8 @@ class MassReadout(_Request):
     def _plan(self, rule: Rule, has_lse: bool, tokens: int) -> list[Block]:
         if self.segments.shape[2] != tokens:
             raise ValueError(f"the segments weigh {self.segments.shape[2]} tokens of a row that has {tokens}")
-        return mass_blocks(rule, self.rows, self.segments, self.chunk, has_lse=has_lse)
+        chunk = self._queries(self.chunk, tokens)
+        return mass_blocks(rule, self.rows, self.segments, chunk, has_lse=has_lse)
 
 
 class MapReadout(_Request):
@@ -236,7 +245,7 @@ class MapReadout(_Request):
         self.keys = self.keys.to(device)
 
     def _plan(self, rule: Rule, has_lse: bool, tokens: int) -> list[Block]:  # noqa: ARG002
-        return map_blocks(rule, self.rows, self.keys, tokens, CHUNK)
+        return map_blocks(rule, self.rows, self.keys, tokens, self._queries(CHUNK, tokens))
 
 
 class Through(torch.autograd.Function):

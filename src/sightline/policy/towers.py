@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.vision_utils import (
@@ -19,6 +19,7 @@ from transformers.vision_utils import (
     get_vision_window_index,
 )
 
+from sightline.kernels import within_segments
 from sightline.policy.batch import sent
 
 __all__ = ["NAME", "prepared", "switch_tower"]
@@ -33,29 +34,8 @@ def switch_tower(tower: Any) -> None:
     """Puts a tower that stands on CUDA in half precision on variable-length attention; any other keeps its own."""
     here = tower.patch_embed.proj.weight
     if here.is_cuda and here.dtype in HALF and tower.config._attn_implementation == "sdpa":
-        ALL_ATTENTION_FUNCTIONS.register(NAME, varlen_attention)
+        ALL_ATTENTION_FUNCTIONS.register(NAME, within_segments)
         tower.config._attn_implementation = NAME
-
-
-def varlen_attention(
-    module: torch.nn.Module,  # noqa: ARG001
-    query: Float[Tensor, "1 heads patches width"],
-    key: Float[Tensor, "1 heads patches width"],
-    value: Float[Tensor, "1 heads patches width"],
-    attention_mask: None,  # noqa: ARG001
-    *,
-    scaling: float,
-    cu_seq_lens_q: Int[Tensor, "segments_and_one"],
-    max_length_q: int,
-    **_: Any,
-) -> tuple[Float[Tensor, "1 patches heads width"], None]:
-    """Attention within segments of one sequence, flash kernel; `scaling` is the kernel's own, width ** -0.5."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    assert abs(scaling * query.shape[-1] ** 0.5 - 1) < 1e-6
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    out: Any = varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
-    return out[None], None
 
 
 def prepared(tower: Any, grids: Int[Tensor, "images 3"], device: torch.device) -> dict[str, Any]:

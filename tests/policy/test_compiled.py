@@ -1,0 +1,61 @@
+"""Compiled layers, with a backend that runs the captured graphs as they are: what is captured, and how often."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import FAMILIES
+from eager import rollouts, tree_of
+from sightline.policy.attention import TreeLayout
+from sightline.policy.batch import Batch, collate
+from sightline.policy.compiled import NAME, compile_blocks
+from sightline.policy.flex import block_mask
+from sightline.policy.load import Policy, load_policy
+from sightline.policy.readout import MassReadout
+
+
+def batch_of(policy: Policy, seed: int) -> Batch:
+    return collate([[tree_of(policy, rollouts(policy, seed))]], policy.pixels, pad=policy.pad)
+
+
+@torch.no_grad()
+def hidden(policy: Policy, batch: Batch, **more: object) -> torch.Tensor:
+    """Hidden states under the block mask that a CUDA device would get."""
+    assert batch.pixels is not None
+    assert batch.grids is not None
+    vision = policy.adapter.vision(batch.pixels, batch.grids)
+    visual = (vision, batch.visual_at, batch.visual_from)
+    return policy.adapter.text(batch.ids, batch.positions, block_mask(batch.end), visual, **more)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.filterwarnings("ignore")
+def test_a_layer_is_captured_once_for_all_layers_and_steps(
+    checkpoints: dict[str, Path], family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.utils import counters
+    plain, policy = load_policy(checkpoints[family]), load_policy(checkpoints[family])
+    batch = batch_of(plain, 0)
+    with torch.no_grad():
+        want = plain.module(batch, hidden=True)
+    torch._dynamo.reset()
+    compile_blocks(policy.adapter, backend="eager")
+    assert policy.model.config.text_config._attn_implementation == NAME
+    with torch.no_grad():
+        policy.adapter.vision(batch.pixels, batch.grids)
+    before = counters["stats"]["unique_graphs"]
+    rows = hidden(policy, batch).flatten(0, 1)[batch.predictor]
+    torch.testing.assert_close(rows, want.hidden, atol=1e-5, rtol=1e-4)
+    assert counters["stats"]["unique_graphs"] == before + 1, "one graph for all layers"
+    for _ in range(3):
+        hidden(policy, batch)
+    assert counters["stats"]["unique_graphs"] == before + 1, "and none for a new mask"
+    masses = MassReadout(batch.predictor[None], torch.ones(1, 1, batch.ids.shape[1]), [1])
+    read = hidden(policy, batch, readout=masses, layout=TreeLayout(batch.end)).flatten(0, 1)[batch.predictor]
+    torch.testing.assert_close(read, want.hidden, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(masses.mean(), torch.ones_like(masses.mean()))
+    torch._dynamo.reset()
