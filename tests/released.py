@@ -111,8 +111,6 @@ def write_released(
     (folder / "preprocessor_config.json").write_text(json.dumps(dict(PROCESSORS[family])))
     ends = [build_tokenizer().token_to_id(t) for t in ("<|im_end|>", "<|endoftext|>")]
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends, "pad_token_id": ends[1]}))
-    template = folder / "chat_template.jinja"
-    if template.exists():
-        (folder / "chat_template.json").write_text(json.dumps({"chat_template": template.read_text()}))
-        template.unlink()
+    template = json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]  # and once more, as released
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
     return model

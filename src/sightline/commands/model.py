@@ -1,4 +1,4 @@
-"""Which policy a command speaks to: a shipped one, a model folder, a Hub name, or the newest checkpoint of a run."""
+"""Which policy a command speaks to: a shipped one, a model or adapter folder, a Hub name, or the newest of a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def source(name: str) -> str:
         UserError: a run folder without a checkpoint, or one that holds arms.
     """
     path = Path(name)
-    if not path.is_dir() or (path / "config.json").exists():
+    if not path.is_dir() or (path / "config.json").exists() or (path / "adapter_config.json").exists():
         return name
     arms = sorted(p.name for p in (path / "arms").iterdir() if p.is_dir()) if (path / "arms").is_dir() else []
     if arms:

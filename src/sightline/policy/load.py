@@ -26,7 +26,7 @@ from sightline.policy.forward import PolicyModule
 from sightline.policy.hub import checkpoint_folder
 from sightline.policy.layouts import current_name
 from sightline.policy.pixels import Pixels
-from sightline.policy.processors import end_ids, image_processor, read_json, tokenizer_and_template
+from sightline.policy.processors import check_tokens, end_ids, image_processor, read_json, tokenizer_and_template
 from sightline.policy.qwen_vl import QwenVL
 from sightline.policy.skeleton import model_config, revive_buffers, skeleton
 from sightline.policy.tree import TreeRules
@@ -172,6 +172,7 @@ def load_policy(
     place = torch.device("cpu") if lora is not None and lora.quantise else target
     config, adapter_class, class_name = _config(folder)  # this and what follows may fail: before the weights
     tokenizer, template = tokenizer_and_template(folder)
+    check_tokens(tokenizer, config, folder)
     processor = image_processor(folder, min_pixels, max_pixels, config.vision_config)
     adapter = adapter_class(_model(folder, config, class_name, getattr(torch, dtype), place))
     if checkpointing:

@@ -12,7 +12,7 @@ from typing import Any
 
 from sightline.errors import UserError
 
-__all__ = ["PROCESSOR_FILES", "end_ids", "image_processor", "read_json", "tokenizer_and_template"]
+__all__ = ["PROCESSOR_FILES", "check_tokens", "end_ids", "image_processor", "read_json", "tokenizer_and_template"]
 
 PROCESSOR_FILES = (
     "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json",
@@ -54,16 +54,34 @@ def tokenizer_and_template(folder: Path) -> tuple[Any, str]:
     """
     from transformers import AutoTokenizer
 
+    files = "tokenizer.json, or vocab.json and merges.txt"
+    if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json")):
+        raise UserError(f"no tokenizer: {files}", where=str(folder), hint="is the download complete?")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"the tokenizer cannot be read: {reason}", where=str(folder),
-                        hint="expected tokenizer.json (or vocab.json and merges.txt) and tokenizer_config.json",
-                        ) from error  # fmt: skip
+        raise UserError(
+            f"the tokenizer cannot be read: {reason}", where=str(folder), hint=f"expected {files}"
+        ) from error
     if tokenizer.pad_token_id is None:
         raise UserError("the tokenizer has no pad token", where=str(folder / "tokenizer_config.json"))
     return tokenizer, _template(folder, tokenizer.chat_template)
+
+
+def check_tokens(tokenizer: Any, config: Any, folder: Path) -> None:
+    """Whether tokenizer and model can belong together.
+
+    Raises:
+        UserError: the placeholder of images is no token, or there are more tokens than rows for them.
+    """
+    words, rows, image = len(tokenizer), config.get_text_config().vocab_size, config.image_token_id
+    hint = "are these the files of another model?"
+    if words > rows:
+        raise UserError(f"{words} tokens, but the model has rows for {rows}", where=str(folder), hint=hint)
+    if image >= words:
+        raise UserError(f"no token {image}, which stands for images in the model's configuration", where=str(folder),
+                        hint=hint)  # fmt: skip
 
 
 def _template(folder: Path, of_tokenizer: Any) -> str:

@@ -1,0 +1,134 @@
+"""Where a name leads: folders, the cache, the Hub; what is told when there is no way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants, errors
+
+from sightline.cli import main
+from sightline.errors import UserError
+from sightline.policy.hub import checkpoint_folder
+
+NAME = "Qwen/Qwen2.5-VL-3B-Instruct"
+Download = Callable[..., str]
+
+
+class Hub:
+    """Stands in for the download: an empty cache, and whatever the network does."""
+
+    def __init__(self, online: Download, cached: str | None = None) -> None:
+        self.online, self.cached, self.calls = online, cached, list[dict[str, Any]]()
+
+    def __call__(self, repository: str, *, local_files_only: bool = False, **given: Any) -> str:
+        self.calls.append({"repository": repository, "local": local_files_only, **given})
+        if not local_files_only:
+            return self.online(repository)
+        if self.cached is None:
+            raise errors.LocalEntryNotFoundError("not in the cache")
+        return self.cached
+
+
+def fails(error: BaseException) -> Download:
+    def download(_: str) -> str:
+        raise error
+
+    return download
+
+
+def http(kind: type[errors.HfHubHTTPError]) -> errors.HfHubHTTPError:
+    return kind("refused", response=SimpleNamespace(headers={}, request=None, status_code=404))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Hub], Hub]:
+    def install(hub: Hub) -> Hub:
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
+        return hub
+
+    return install
+
+
+def test_what_is_whole_in_the_cache_needs_no_network(use: Callable[[Hub], Hub], tmp_path: Path) -> None:
+    hub = use(Hub(fails(AssertionError("the network was asked")), cached=str(tmp_path)))
+    assert checkpoint_folder(NAME) == tmp_path
+    assert [c["local"] for c in hub.calls] == [True]
+
+
+def test_a_download_says_that_it_goes_on(
+    use: Callable[[Hub], Hub], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    hub = use(Hub(lambda _: str(tmp_path)))
+    assert checkpoint_folder(NAME + "@v2") == tmp_path
+    assert (hub.calls[-1]["repository"], hub.calls[-1]["revision"]) == (NAME, "v2")
+    patterns = hub.calls[-1]["allow_patterns"]
+    assert not any(p.endswith((".py", ".bin", ".pt", "*")) for p in patterns)
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert NAME in told[0]
+    assert "the same command goes on" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "what"),
+    [
+        (errors.LocalEntryNotFoundError("no network"), "the Hub cannot be reached"),
+        (http(errors.RepositoryNotFoundError), f"no model '{NAME}' on the Hub"),
+        (http(errors.GatedRepoError), "asks for its terms to be accepted first"),
+        (http(errors.HfHubHTTPError), "the same command goes on where it stopped"),
+        (ConnectionResetError("peer"), "the download of .* was cut short: peer"),
+        (OSError(28, "No space left on device"), "No space left"),
+    ],
+)
+def test_every_way_to_fail_is_one_line(
+    use: Callable[[Hub], Hub], error: BaseException, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use(Hub(fails(error)))
+    with pytest.raises(UserError, match=what) as caught:
+        checkpoint_folder(NAME)
+    assert "\n" not in str(caught.value)
+    assert NAME in str(caught.value)
+    capsys.readouterr()
+    assert main(["eval", "--model", NAME, "--limit", "1"]) == 2
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+
+
+def test_a_revision_that_is_not_there_is_named(use: Callable[[Hub], Hub]) -> None:
+    use(Hub(fails(http(errors.RevisionNotFoundError))))
+    with pytest.raises(UserError, match="with a revision 'v9'"):
+        checkpoint_folder(NAME + "@v9")
+
+
+def test_offline_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    """The real client, told to stay offline, with an empty cache."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="neither a folder here nor whole in the cache") as caught:
+        checkpoint_folder(NAME)
+    assert "hf download" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "no/such/folder", "nowhere", "./two/deep", "~/nowhere"])
+def test_a_folder_that_is_not_there(name: str) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        checkpoint_folder(name)
+
+
+@pytest.mark.parametrize("name", ["a b/c d", "owner/--bad--"])
+def test_a_name_that_no_model_can_have(name: str) -> None:
+    with pytest.raises(UserError, match="nor the name of a model on the Hub"):
+        checkpoint_folder(name)
+
+
+@pytest.mark.parametrize("family", ["qwen9", "../checkpoints/qwen3_vl", ""])
+def test_an_embedded_policy_that_is_not_shipped(family: str) -> None:
+    with pytest.raises(UserError, match="no embedded policy"):
+        checkpoint_folder(f"embedded:{family}")
