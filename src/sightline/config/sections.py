@@ -54,7 +54,7 @@ class Lora(Section):
     """Low-rank matrices that are trained in place of the weights: y = W x + (alpha / rank) B A x."""
 
     rank: int = Field(default=32, ge=1, le=1024, description="rank of the added matrices (r)")
-    alpha: float = Field(default=64, gt=0, description="the added product is scaled by alpha / rank")
+    alpha: float = Field(default=64.0, gt=0, description="the added product is scaled by alpha / rank")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout in front of the added matrices, in updates")
     dora: bool = Field(
         default=False, description="train the length of every weight row apart from its direction (DoRA)"
@@ -105,7 +105,7 @@ class Model(Section):
         default=True, description="train the vision tower; a frozen one encodes an image once and keeps the features"
     )
     feature_cache: float = Field(
-        default=1024, ge=0, description="features of a frozen vision tower to keep, in megabytes of the device"
+        default=1024.0, ge=0, description="features of a frozen vision tower to keep, in megabytes of the device"
     )
     masters: Literal["fp32", "stochastic"] = Field(
         default="fp32",

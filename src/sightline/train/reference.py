@@ -131,5 +131,7 @@ def keep_reference(
 
 def _on_cpu(module: PolicyModule) -> PolicyModule:
     """A copy whose parameters are on the CPU; the device never holds a second set."""
-    memo: dict[int, object] = {id(p): nn.Parameter(p.detach().cpu(), requires_grad=False) for p in module.parameters()}
+    memo: dict[int, object] = {
+        id(p): nn.Parameter(p.detach().to("cpu", copy=True), requires_grad=False) for p in module.parameters()
+    }
     return copy.deepcopy(module, memo)
