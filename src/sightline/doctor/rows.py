@@ -54,7 +54,7 @@ def data_probe(
         return failed(error, "the run could not read its data")
     errors = [line for one in checked for line in one.errors]
     warnings = [line for one in checked for line in one.warnings] + _shared(files)
-    seen = ", ".join(f"{one.rows} {one.file.role} rows of {one.file.name}" for one in checked)
+    seen = ", ".join(one.said for one in checked)
     values = {"errors": len(errors), "warnings": len(warnings), "rows": sum(one.rows for one in checked)}
     bad = next((one.file for one in checked if one.errors or one.warnings), files[0])
     command = f"sightline data check {bad.name}" + (f" --reader {bad.reader}" if bad.reader != "ours" else "")
@@ -80,6 +80,12 @@ class _Checked:
     errors: tuple[str, ...]
     warnings: tuple[str, ...]
 
+    @property
+    def said(self) -> str:
+        if self.file.name.startswith(PREFIX):
+            return f"{self.file.role} data {self.file.name}, made on demand"
+        return f"{self.rows} {self.file.role} rows of {self.file.name}"
+
 
 def _checked(file: DataFile, rows: int, frame: Frame | None, budget: int | None) -> _Checked:
     if file.name.startswith(PREFIX):
@@ -96,7 +102,9 @@ def _checked(file: DataFile, rows: int, frame: Frame | None, budget: int | None)
     found: dict[str, list[str]] = {"error": [], "warning": []}
     for one in report.findings:
         found[one.severity].append(f"{file.name}:{one.line} {one.id}: {one.kind}: {one.message}")
-    found["error"] += [f"{file.name}: id {name!r} stands in {count} rows" for name, count in repeated_ids(file)]
+    told = {one.id for one in report.findings if one.kind == "id"}
+    twice = [(name, count) for name, count in repeated_ids(file) if name not in told]
+    found["error"] += [f"{file.name}: id {name!r} stands in {count} rows" for name, count in twice]
     return _Checked(file=file, rows=report.rows, errors=tuple(dict.fromkeys(found["error"])),
                     warnings=tuple(found["warning"]))  # fmt: skip
 
