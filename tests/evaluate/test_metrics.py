@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 
-from sightline.evaluate import progress
+from sightline import progress
 from sightline.evaluate.metrics import METRICS, aggregate, measure
 from sightline.geometry.frames import Frame
 from sightline.language.parse import read

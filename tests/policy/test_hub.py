@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,9 +55,29 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Hub], Hub]:
     return install
 
 
-def test_what_is_whole_in_the_cache_needs_no_network(use: Callable[[Hub], Hub], tmp_path: Path) -> None:
-    hub = use(Hub(fails(AssertionError("the network was asked")), cached=str(tmp_path)))
-    assert checkpoint_folder(NAME) == tmp_path
+@pytest.fixture
+def snapshot(tmp_path: Path) -> Path:
+    for name in ("config.json", "a.safetensors", "b.safetensors"):
+        (tmp_path / name).write_text("{}")
+    index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    return tmp_path
+
+
+@pytest.mark.parametrize("lost", ["b.safetensors", "config.json", "model.safetensors.index.json"])
+def test_a_snapshot_with_files_missing_is_fetched(
+    use: Callable[[Hub], Hub], snapshot: Path, lost: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (snapshot / lost).unlink()
+    hub = use(Hub(lambda _: str(snapshot), cached=str(snapshot)))
+    assert checkpoint_folder(NAME) == snapshot
+    assert [c["local"] for c in hub.calls] == [True, False]
+    assert NAME in capsys.readouterr().err
+
+
+def test_what_is_whole_in_the_cache_needs_no_network(use: Callable[[Hub], Hub], snapshot: Path) -> None:
+    hub = use(Hub(fails(AssertionError("the network was asked")), cached=str(snapshot)))
+    assert checkpoint_folder(NAME) == snapshot
     assert [c["local"] for c in hub.calls] == [True]
 
 

@@ -97,9 +97,9 @@ class Calibrate:
     def _parts(self, policy: Policy, records: Sequence[Record]) -> Iterator[list[dict[tuple[int, int], HeadScore]]]:
         """Scores of a batch of records at a time, with a progress bar."""
         from sightline.commands.model import token_limit
-        from sightline.evaluate.progress import track
         from sightline.policy.packing import Packer
         from sightline.probes.calibration import head_scores
+        from sightline.progress import track
         from sightline.sampling.base import SamplingSettings
         from sightline.sampling.local import LocalSampler
         from sightline.sampling.modes import answer

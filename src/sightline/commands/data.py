@@ -33,7 +33,7 @@ class Scenes:
 
     def run(self) -> int:
         from sightline.data import SceneSource, write_records
-        from sightline.evaluate.progress import track
+        from sightline.progress import track
 
         if self.n < 1:
             raise UserError("at least one record", where="--n")
@@ -67,7 +67,7 @@ class Check:
         from rich.console import Console
 
         from sightline.data.check import check
-        from sightline.evaluate.progress import track
+        from sightline.progress import track
 
         if self.token_budget is not None and self.model_frame is None:
             raise UserError("needs --model-frame", where="--token-budget", hint="e.g. --model-frame qwen2_5_vl")

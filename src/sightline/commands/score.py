@@ -85,8 +85,8 @@ class ScoreFile:
     def _scored(self, groups: list[LoggedGroup], method: Method, judging: JudgeConfig) -> Iterator[LoggedGroup]:
         """Groups one after the other, so that each sees what the ones before it left in the archive."""
         from sightline.answers.judge import build_judge
-        from sightline.evaluate.progress import track
         from sightline.methods.base import Context
+        from sightline.progress import track
         from sightline.train.scoring import archive_for, credit, score
 
         archive = archive_for(method)

@@ -66,10 +66,10 @@ def device_probe(device: str, dtype: str, threads: int) -> Finding:
     import torch
 
     from sightline.errors import UserError
-    from sightline.policy.load import _device
+    from sightline.policy.devices import device_named
 
     try:
-        target = _device(device)
+        target = device_named(device)
     except UserError as error:
         there = "cuda" if torch.cuda.is_available() else "cpu"
         return Finding(level="fail", what=error.what, meaning="the run could not start here",

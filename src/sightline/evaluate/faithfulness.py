@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sightline.errors import UserError
-from sightline.evaluate.progress import track
 from sightline.evaluate.statistics import Estimate, mean_interval, paired_difference
 from sightline.interventions import Intervention, Kind, intervene
 from sightline.methods.probes import Contrast, Layers, RegionAttention
+from sightline.progress import track
 from sightline.types import Box, Group, Record, Rollout
 
 if TYPE_CHECKING:

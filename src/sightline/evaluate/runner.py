@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from sightline.errors import UserError
 from sightline.evaluate.metrics import aggregate, measure
-from sightline.evaluate.progress import track
 from sightline.evaluate.sets import set_means
 from sightline.evaluate.statistics import DRAWS, Estimate
 from sightline.jsonl import read_rows
+from sightline.progress import track
 from sightline.types import Record
 
 if TYPE_CHECKING:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sightline.errors import UserError
+from sightline.policy.processors import read_json
+from sightline.policy.weights import INDEX, SINGLE
 
 __all__ = ["checkpoint_folder"]
 
@@ -48,13 +50,13 @@ def _embedded(family: str) -> Path:
 
 
 def _cached(repository: str, revision: str | None) -> Path | None:
-    """The snapshot in the local cache, if all its files are there."""
+    """The snapshot in the local cache, if all its weights are there."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     wanted: dict[str, Any] = {"revision": revision, "allow_patterns": list(FETCHED)}
     try:
-        return Path(snapshot_download(repository, local_files_only=True, **wanted))
+        folder = Path(snapshot_download(repository, local_files_only=True, **wanted))
     except LocalEntryNotFoundError:
         return None
     except HFValidationError as error:
@@ -62,6 +64,18 @@ def _cached(repository: str, revision: str | None) -> Path | None:
             f"'{repository}' is neither a folder here nor the name of a model on the Hub", where="model.name",
             hint="give a local folder, owner/name, or embedded:qwen3_vl",
         ) from error  # fmt: skip
+    return folder if _is_whole(folder) else None
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a snapshot has its config and every weight file; a download that was cut short leaves some out."""
+    if not (folder / INDEX).exists():
+        return (folder / "config.json").exists() and (folder / SINGLE).exists()
+    try:
+        files = set(read_json(folder / INDEX).get("weight_map", {}).values())
+    except (UserError, AttributeError, TypeError):
+        return False
+    return (folder / "config.json").exists() and all((folder / name).exists() for name in files)
 
 
 def _fetched(repository: str, revision: str | None) -> Path:

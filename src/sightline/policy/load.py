@@ -21,6 +21,7 @@ from sightline.errors import UserError
 from sightline.geometry.frames import Frame
 from sightline.language.spans import byte_pieces
 from sightline.policy.adapter import ModelAdapter
+from sightline.policy.devices import device_named, dtype_named
 from sightline.policy.encode import Encoded, encode_prompt, encode_turn
 from sightline.policy.forward import PolicyModule
 from sightline.policy.hub import checkpoint_folder
@@ -43,9 +44,6 @@ ADAPTERS: dict[str, tuple[type[ModelAdapter], str]] = {
     "qwen3_vl": (QwenVL, "Qwen3VLForConditionalGeneration"),
 }
 """Model type of a checkpoint -> its adapter and its transformers class."""
-
-DTYPES = ("float32", "bfloat16", "float16")
-DEVICES = "auto, cpu, cuda, cuda:N or mps"
 
 
 @dataclass(kw_only=True)
@@ -162,9 +160,7 @@ def load_policy(
         UserError: unknown number format, a device that is not there, unknown model type, missing files, or tensors
             that are missing, unexpected or of another shape.
     """
-    target = _device(device)
-    if dtype not in DTYPES:
-        raise UserError(f"unknown number format {dtype!r}", where="dtype", hint=f"one of {', '.join(DTYPES)}")
+    target, number_format = device_named(device), dtype_named(dtype)
     given = checkpoint_folder(str(name_or_path))
     base = adapter_base(given)
     folder = given if base is None else checkpoint_folder(base)
@@ -174,7 +170,7 @@ def load_policy(
     tokenizer, template = tokenizer_and_template(folder)
     check_tokens(tokenizer, config, folder)
     processor = image_processor(folder, min_pixels, max_pixels, config.vision_config)
-    adapter = adapter_class(_model(folder, config, class_name, getattr(torch, dtype), place))
+    adapter = adapter_class(_model(folder, config, class_name, number_format, place))
     if checkpointing:
         adapter.model.activation_checkpointing_enable({"use_reentrant": False})
     policy = _assembled(base or str(name_or_path), folder, adapter, tokenizer, template, processor)
@@ -246,20 +242,3 @@ def adapter_base(folder: Path) -> str | None:
         raise UserError("the adapter does not name its base", where=str(path),
                         hint="set base_model_name_or_path to a folder, a Hub id or embedded:FAMILY")  # fmt: skip
     return base
-
-
-def _device(name: str | torch.device) -> torch.device:
-    """The device by name, once it is known to be there."""
-    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if name == "auto":
-        name = "cuda" if has_cuda else "mps" if has_mps else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"unknown device {name!r}", where="device", hint=DEVICES) from error
-    there = {"cpu": 1, "cuda": torch.cuda.device_count() if has_cuda else 0, "mps": int(has_mps)}
-    if device.type not in there:
-        raise UserError(f"device {str(name)!r} is not supported", where="device", hint=DEVICES)
-    if (device.index or 0) >= there[device.type]:
-        raise UserError(f"device {str(name)!r} is not there on this machine", where="device", hint="e.g. cpu")
-    return device

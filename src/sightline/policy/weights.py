@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from sightline.errors import UserError
+from sightline.progress import track
 
 __all__ = ["INDEX", "SINGLE", "Misfit", "Stored", "read_weights", "rows", "stored"]
 
@@ -90,7 +91,7 @@ def read_weights(
     lost = {shared.get(rename(m.name), rename(m.name)) for m in contents.misfits}
     misfits = [m for m in misfits if m.kind != "missing" or m.name not in lost]
     _refuse([*contents.misfits, *misfits], folder)
-    for entry, value in _tensors(sources):
+    for entry, value in track(_tensors(sources), "weights", len(sources)):
         name = shared.get(rename(entry.key), rename(entry.key))
         placed = wanted[name]
         if placed.is_meta:
