@@ -1,0 +1,184 @@
+"""Whole runs: the same seed gives the same run on one and on two processes; either continues what the other began."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import together
+from sightline.cli import main
+
+RECIPE = """
+method: {name: ivgr, streams: {grounded: {n: 4}, textual: {n: 4}}, objective: {kl: 0.01}}
+model: {name: "embedded:qwen3_vl"}
+data: {train: "scenes:easy", validation: "scenes:easy", types: [mark], records_per_step: 5}
+sampling: {max_new_tokens: 48}
+optim: {lr: 1.0e-4, inner_steps: 2}
+train: {steps: 2, seed: 5, checkpoint_every: 1, keep: 9, log_groups_every: 1, log_groups: 3, parallel: fsdp}
+evaluation: {n: 3, modes: [textual, grounded]}
+judge: {kind: offline, lexicon: "sightline.scenes.lexicon:SCENES"}
+"""
+
+
+def words(recipe: Path, out: Path, *more: str) -> list[str]:
+    return ["-m", "sightline", "train", str(recipe), "--out", str(out), *more]
+
+
+def alone(*options: Any) -> None:
+    assert main(words(*options)[2:]) == 0
+
+
+def as_two(*options: Any) -> None:
+    started = together.start(words(*options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    said = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    assert not said[1], "only the main process speaks"
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "tiny.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def single(recipe: Path) -> Path:
+    """The run of one process."""
+    alone(recipe, recipe.parent / "one")
+    return recipe.parent / "one"
+
+
+def begun(whole: Path, out: Path) -> Path:
+    """What would be there had the run stopped after its first step."""
+    shutil.copytree(whole, out)
+    shutil.rmtree(out / "checkpoints" / "step-000002")
+    return out
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        row.pop("seconds", None)
+        if isinstance(row.get("metrics"), dict):
+            row["metrics"] = {k: v for k, v in row["metrics"].items() if "second" not in k}
+    return rows
+
+
+def assert_close(a: Any, b: Any, path: str = "") -> None:
+    """Equal, numbers up to rounding; log-probs and gradients are sums in another order."""
+    if isinstance(a, dict):
+        assert list(a) == list(b), path
+        for key in a:
+            assert_close(a[key], b[key], f"{path}/{key}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_close(x, y, f"{path}/{i}")
+    elif isinstance(a, float):
+        assert b == pytest.approx(a, rel=1e-4, abs=1e-6), path
+    else:
+        assert a == b, path
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    a, b = (load_file(run / "checkpoints" / "step-000002" / "model.safetensors") for run in (one, two))
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=2e-6, rtol=0)  # each step moves weights by 1e-4
+    for name in ("events.jsonl", "evaluations.jsonl", "rollouts.jsonl"):
+        assert_close(lines(one / name), lines(two / name), name)
+    x, y = (json.loads((run / "checkpoints" / "step-000002" / "state.json").read_text()) for run in (one, two))
+    assert x["data"] == y["data"]
+    assert x["archive"]["references"], "nothing went into the archive, so nothing was tested"
+    assert_close(x["archive"], y["archive"])
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_run(recipe: Path, single: Path, tmp_path: Path) -> None:
+    as_two(recipe, tmp_path / "two")
+    assert_same_run(single, tmp_path / "two")
+    assert (tmp_path / "two" / "checkpoints" / "step-000001" / "optimizer").is_dir()
+    alone(recipe, begun(tmp_path / "two", tmp_path / "later-one"))
+    assert_same_run(single, tmp_path / "later-one")
+
+
+@pytest.mark.slow
+def test_two_processes_continue_what_one_began(recipe: Path, single: Path, tmp_path: Path) -> None:
+    as_two(recipe, begun(single, tmp_path / "later-two"))
+    assert_same_run(single, tmp_path / "later-two")
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_run_with_one_line(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    launcher = subprocess.Popen(
+        [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2",
+         *words(recipe, out, "--train.steps", "100", "--train.evaluate-every", "0")],
+        env=together.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while not (out / "events.jsonl").exists():
+            assert launcher.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.kill(process_of_rank(launcher.pid, 1), signal.SIGKILL)
+        _, told = launcher.communicate(timeout=60)
+    finally:
+        launcher.kill()
+    assert launcher.returncode != 0
+    said = [line for line in told.splitlines() if line.startswith("error:")]
+    assert said == [said[0]], told
+    assert "a process of this run is gone" in said[0]
+
+
+def process_of_rank(launcher: int, rank: int) -> int:
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == launcher and f"RANK={rank}" in (path / "environ").read_text().split("\0"):
+                return int(path.name)
+        except OSError:
+            continue
+    raise AssertionError("no such process")
+
+
+BROKEN = """
+from sightline.errors import UserError
+from sightline.methods.grpo import GRPO
+
+class Broken(GRPO):
+    def score(self, group, context):
+        if group.record.id == BAD:
+            raise UserError("this record cannot be scored", where=group.record.id)
+        return super().score(group, context)
+"""
+
+
+@pytest.mark.slow
+def test_an_error_in_one_process_is_told_once(tmp_path: Path) -> None:
+    from sightline.data import open_source
+
+    bad = open_source("scenes:easy", split="train", seed=5, types=("mark",)).at(1).id  # the other process's
+    (tmp_path / "broken.py").write_text(BROKEN.replace("BAD", repr(bad)))
+    (tmp_path / "broken.yaml").write_text(RECIPE.split("\n", 2)[2] + 'method: {name: "broken:Broken"}\n')
+    started = together.start(
+        words(tmp_path / "broken.yaml", tmp_path / "out", "--evaluation.n", "1"), cwd=tmp_path, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    told = "".join(process.communicate(timeout=120)[1] for process in started)
+    assert all(process.returncode for process in started)
+    said = [line for line in told.splitlines() if line.startswith("error:")]
+    assert said == [f"error: {bad}: this record cannot be scored"], told
