@@ -124,7 +124,7 @@ def test_dry_run_counts_and_writes_nothing(checkpoints, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "arm textual: grpo" in shown
     assert "nothing was written" in shown
-    assert "GiB" in shown
+    assert "MiB" in shown
     assert not (tmp_path / "runs").exists()
 
 
@@ -133,8 +133,8 @@ def test_dry_run_downloads_nothing(tmp_path, capsys, monkeypatch):
     data = tmp_path / "rows.jsonl"
     data.write_text('{"question": "a?", "answer": "b"}\n')
     words = ["--data.train", str(data), "--data.reader", "ours", "--model.name", "nobody/no-such-model"]
-    assert main(["train", "grpo", *words, "--dry-run"]) == 0
-    assert "would have to be downloaded" in capsys.readouterr().out
+    assert main(["train", "grpo", *words, "--dry-run"]) == 2
+    assert "'nobody/no-such-model' is not here, and its dimensions are not recorded" in capsys.readouterr().err
 
 
 def test_an_unknown_model_is_named_before_any_record_is_made(capsys):

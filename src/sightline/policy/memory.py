@@ -160,7 +160,7 @@ def memory(model: Architecture, setup: Setup, work: Work, sampled: Sampled | Non
     found = [
         *_staying(model, setup),
         *_updating(model, setup, work),
-        Component("optimiser step", _stepping(model, setup), "step", "numbers on the way from moments to weights"),
+        Component("optimiser step", _stepping(model, setup), "step", "on the way from moments to weights"),
     ]
     if sampled is not None:
         found += _sampling(model, setup, sampled)
