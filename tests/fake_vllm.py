@@ -6,7 +6,6 @@ import base64
 import json
 import math
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,7 +43,7 @@ class FakeVllm:
     """
 
     policy: Policy
-    fault: Fault = lambda path, body: None
+    fault: Fault | None = None
     takes_tokens: bool = True
     version: str = "default"
     model: str = "served"
@@ -57,7 +56,7 @@ class FakeVllm:
         with self.lock:
             self.calls.append(path)
             self.bodies.append(body)
-        change = self.fault(path, body)
+        change = self.fault(path, body) if self.fault else None
         reply = self._answer(path, body)
         return change(reply) if change else reply
 
@@ -216,7 +215,3 @@ def serving(fake: FakeVllm, port: int = 0) -> Iterator[FakeVllm]:
 
 def _image(uri: str) -> ImageRef:
     return image_ref(base64.b64decode(uri.split(",", 1)[1]))
-
-
-def slow(seconds: float) -> None:
-    time.sleep(seconds)
