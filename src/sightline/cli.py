@@ -45,6 +45,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "archive show": ("archive:Show", "print the references of a run's archive"),
     "archive export": ("archive:Export", "write the references of a run's archive as JSONL"),
     "play": ("play:Play", "be the policy: type a reply, see its reward breakdown"),
+    "serve-help": ("serve_help:ServeHelp", "the commands that start vLLM servers for a recipe"),
     "scenes build-policy": ("scenes:BuildPolicy", "train the embedded policy from nothing"),
 }
 OVERRIDABLE = (
@@ -54,6 +55,7 @@ OVERRIDABLE = (
     "score",
     "recipe show",
     "recipe diff",
+    "serve-help",
 )  # take `--section.key value` beside their own options
 
 
