@@ -149,8 +149,8 @@ def _table(title: str, found: dict[str, Finding | None], running: str, total: in
             )
             continue
         said = Text(finding.what) + Text(f"\n{finding.meaning}", style="dim")
-        if finding.level != "pass":
-            said += Text("".join(f"\n  {line[:300]}" for line in finding.details[:4]), style="dim")
+        count = len(finding.details) if finding.shows_details else 4 if finding.level != "pass" else 0
+        said += Text("".join(f"\n  {line[:300]}" for line in finding.details[:count]), style="dim")
         if finding.command:
             said += Text(f"\n$ {finding.command}", style="cyan")
         table.add_row(Text(finding.level, style=f"bold {COLOURS[finding.level]}"), label, said)

@@ -44,6 +44,7 @@ class Finding:
         meaning: what that means for the run.
         command: what to type, or the key to change; empty where nothing is to be done.
         details: further lines, e.g. one per image or record.
+        shows_details: all of them are shown even if the probe passes.
         pictures: what a person would rather see.
         values: the figures by name, for programs.
     """
@@ -53,6 +54,7 @@ class Finding:
     meaning: str
     command: str = ""
     details: tuple[str, ...] = ()
+    shows_details: bool = False
     pictures: tuple[Picture, ...] = field(default=(), compare=False)
     values: dict[str, Any] = field(default_factory=dict)
 

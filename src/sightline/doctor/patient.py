@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
     from sightline.config import Recipe
     from sightline.methods.base import Method, Stream
     from sightline.policy.load import Policy
+    from sightline.policy.memory import Memory
     from sightline.sampling.base import Request, Sampler, SamplingSettings
     from sightline.types import Prompt, Record
 
-__all__ = ["Patient"]
+__all__ = ["REPLY", "Patient"]
 
 REPLY = 48
 """Tokens of a reply that is sampled only to be looked at."""
@@ -140,6 +142,22 @@ class Patient:
             if record.id in first
         ]
 
+    def needs(self) -> Memory:
+        """Memory per card of one step, counted without weights."""
+        return _needs(self.recipe, self.card is not None)
+
+    def needs_with(self, overrides: Sequence[str]) -> Memory | None:
+        """The same with overrides as they are typed; None where the recipe does not take them or has them already."""
+        from sightline.config.recipe import build_recipe, merge
+        from sightline.config.source import Origin, nested, parse_overrides
+
+        given = nested(parse_overrides(overrides), "command line")
+        try:
+            changed = build_recipe(merge(self.recipe.model_dump(exclude_unset=True), given), Origin())
+            return None if changed == self.recipe else _needs(changed, self.card is not None)
+        except UserError:
+            return None
+
     @property
     def files(self) -> list[DataFile]:
         """The data that the recipe names."""
@@ -159,3 +177,17 @@ class Patient:
         return prompt(
             record, stream.name, stream.template, policy.style, forced_prefix=stream.forced_prefix, frame=policy.frame
         )
+
+
+def _needs(recipe: Recipe, is_planned: bool) -> Memory:
+    """What `--dry-run` counts; for a card that is only planned, kernels and context are those of CUDA."""
+    from dataclasses import replace
+
+    from sightline.policy.memory import memory
+    from sightline.policy.outline import open_outline
+    from sightline.train.plan import plan
+
+    found = plan(recipe, open_outline(recipe.model), processes=int(os.environ.get("WORLD_SIZE", "1")), looked=8)
+    if is_planned:
+        found = replace(found, setup=replace(found.setup, is_cuda=True))
+    return memory(found.model, found.setup, found.micro, found.sampled)

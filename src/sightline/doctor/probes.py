@@ -116,6 +116,16 @@ def _judge(patient: Patient) -> Finding:
     return judge_probe(patient.recipe.judge_config, consistency=isinstance(weight, int | float) and weight > 0)
 
 
+def _memory(patient: Patient) -> Finding:
+    from sightline.doctor.room import HERE, memory_probe, usable
+    from sightline.policy.memory import CARDS
+
+    card, name = usable(patient.card, patient.recipe.model.device)
+    if patient.card is None and name == HERE and patient.recipe.model.device.startswith("cuda"):
+        card, name = max(CARDS.values()), "no card is here; the largest of the table"
+    return memory_probe(patient.needs(), card, name=name, estimate=patient.needs_with)
+
+
 def _disk(patient: Patient) -> Finding:
     from sightline.doctor.machine import disk_probe
 
@@ -138,6 +148,7 @@ PROBES: dict[str, Probe] = {
     "parity": Probe("sampler = learner", _parity, ("policy", "records", "sampler")),
     "habits": Probe("boxes it writes", _habits, ("policy", "records", "sampler")),
     "judge": Probe("who decides", _judge),
+    "memory": Probe("room on the card", _memory),
     "disk": Probe("room for checkpoints", _disk, ("policy",)),
 }
 """Every probe by its name."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from sightline.doctor.finding import Finding
@@ -10,9 +10,10 @@ from sightline.doctor.finding import Finding
 if TYPE_CHECKING:
     from sightline.policy.memory import Memory
 
-__all__ = ["REMEDIES", "memory_probe", "remedy", "usable"]
+__all__ = ["HERE", "REMEDIES", "memory_probe", "remedy", "usable"]
 
 GIB = 2**30
+HERE = "this machine"
 TIGHT = 0.92
 """Share of the card above which a run that fits is still worth a warning."""
 
@@ -46,7 +47,7 @@ def memory_probe(
     phases = {phase: needs.during(phase) * factor / GIB for phase in ("update", "step", "sampling")}
     worst = max(phases, key=lambda phase: phases[phase])
     peak = phases[worst]
-    lines = tuple(f"{c.name}: {_size(c.bytes)}, {_when(c.phase)}; {c.why}" for c in needs)
+    lines = tuple(_lines(needs))
     values = {"peak_gib": peak, "card_gib": card, **{f"{phase}_gib": size for phase, size in phases.items()}}
     place = f"{name or 'the card'} ({card:.1f} GiB)"
     said = f"{_size(peak * GIB)} at the peak ({_when(worst)}), {place}; " + ", ".join(
@@ -56,34 +57,56 @@ def memory_probe(
         found = remedy(card, estimate) if estimate is not None else ()
         return Finding(
             level="fail", what=said, meaning="the run would end with: out of memory", values=values, details=lines,
+            shows_details=True,
             command=" ".join(found) if found else "a larger card, several (torchrun), or a smaller model",
         )  # fmt: skip
     if peak > TIGHT * card:
         return Finding(
-            level="warn", what=said, values=values, details=lines, command="--train.token_budget, smaller",
+            level="warn", what=said, values=values, details=lines, shows_details=True,
+            command="--train.token_budget, smaller",
             meaning="it fits with little to spare: one long record may be too much",
         )  # fmt: skip
     return Finding(level="pass", what=said, meaning=f"{1 - peak / card:.0%} of the card stays free", values=values,
-                   details=lines)  # fmt: skip
+                   details=lines, shows_details=True)  # fmt: skip
 
 
 def remedy(card: float, estimate: Callable[[Sequence[str]], Memory | None]) -> tuple[str, ...]:
     """The overrides that make it fit: one if one is enough, else as many of them in order as are needed."""
     from sightline.policy.memory import fits
 
-    taken: tuple[str, ...] = ()
-    for change in REMEDIES:
-        needs = estimate(change)
+    single = {change: estimate(change) for change in REMEDIES}
+    for change, needs in single.items():
         if needs is not None and fits(needs, card):
             return change
+    taken: list[tuple[str, ...]] = []
+    best = float("inf")
     for change in REMEDIES:
-        if estimate((*taken, *change)) is None:
+        needs = estimate(_words([*taken, change]))
+        if needs is None or needs.peak >= best:
             continue
-        taken = (*taken, *change)
-        needs = estimate(taken)
-        if needs is not None and fits(needs, card):
-            return taken
+        taken, best = [*taken, change], needs.peak
+        if fits(needs, card):
+            return _words(_needed(taken, card, estimate))
     return ()
+
+
+def _needed(
+    taken: Sequence[tuple[str, ...]], card: float, estimate: Callable[[Sequence[str]], Memory | None]
+) -> list[tuple[str, ...]]:
+    """Those of the changes without which it would not fit."""
+    from sightline.policy.memory import fits
+
+    kept = list(taken)
+    for change in taken[:-1]:
+        fewer = [other for other in kept if other != change]
+        needs = estimate(_words(fewer))
+        if needs is not None and fits(needs, card):
+            kept = fewer
+    return kept
+
+
+def _words(changes: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(word for change in changes for word in change)
 
 
 def usable(card: float | None, device: str) -> tuple[float, str]:
@@ -103,7 +126,16 @@ def usable(card: float | None, device: str) -> tuple[float, str]:
     if device.startswith(("cuda", "auto")) and torch.cuda.is_available():
         at = torch.device("cuda" if device == "auto" else device)
         return torch.cuda.get_device_properties(at).total_memory / GIB, torch.cuda.get_device_name(at)
-    return _memory_of_machine(), "this machine"
+    return _memory_of_machine(), HERE
+
+
+def _lines(needs: Memory) -> Iterator[str]:
+    """The table: one line per component, the phases of one that returns together."""
+    merged: dict[tuple[str, float, str], list[str]] = {}
+    for part in needs:
+        merged.setdefault((part.name, part.bytes, part.why), []).append(_when(part.phase))
+    for (name, count, why), phases in merged.items():
+        yield f"{_size(count):>10}  {name} ({' and '.join(phases)}): {why}"
 
 
 def _memory_of_machine() -> float:

@@ -30,6 +30,7 @@ __all__ = [
 
 Kind = Literal["merged", "adapter"]
 LICENSES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE")
+TEMPLATES = ("chat_template.jinja", "chat_template.json")
 TOLERANCE = 1e-4
 """Largest difference of a logit, as a share of the largest logit, between what was written and what it was made of."""
 
@@ -195,6 +196,10 @@ def _write_config(config: Any, dtype: torch.dtype, folder: Path) -> None:
 def _copy_beside(policy: Policy, folder: Path) -> None:
     """Processor files of the source, unchanged, and its license."""
     copy_processor(policy, folder)
+    if not any(
+        (folder / name).exists() for name in TEMPLATES
+    ):  # it stands within the tokenizer; processors want a file
+        (folder / TEMPLATES[0]).write_text(policy.template, encoding="utf-8")
     for name in LICENSES:
         if (policy.source / name).is_file():
             shutil.copyfile(policy.source / name, folder / name)
