@@ -44,6 +44,7 @@ class HttpJudge:
         retries: further attempts after a connection error, a time-out or a server error, with growing pauses.
         concurrency: requests in flight at once, over all threads.
         cache_path: JSONL file of verdicts.
+        writes_cache: False where another process of the run writes that file.
         math_timeout: seconds per mathematical comparison.
 
     Raises:
@@ -65,11 +66,12 @@ class HttpJudge:
         retries: int = 3,
         concurrency: int = 32,
         cache_path: Path | None = None,
+        writes_cache: bool = True,
         math_timeout: float = 5.0,
     ) -> None:
         self.model, self.samples, self.temperature, self.max_tokens = model, samples, temperature, max_tokens
         self.url, self.total_timeout, self.reading = url, total_timeout, reading
-        self.cache = VerdictCache(cache_path)
+        self.cache = VerdictCache(cache_path, writes=writes_cache)
         self._settings = {
             "base_url": url,
             "api_key": key or "none",

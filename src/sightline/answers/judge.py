@@ -165,13 +165,16 @@ class RulesJudge:
         self._worker.close()
 
 
-def build_judge(config: JudgeConfig, *, run_folder: Path | None = None, lexicon: Lexicon | None = None) -> Judge:
+def build_judge(
+    config: JudgeConfig, *, run_folder: Path | None = None, lexicon: Lexicon | None = None, writes_cache: bool = True
+) -> Judge:
     """The judge a configuration describes.
 
     Args:
         config: see `JudgeConfig`.
         run_folder: where `judge.jsonl` is kept if the configuration names no cache file.
         lexicon: overrides the configured one.
+        writes_cache: False in processes that leave the file of verdicts to another one.
 
     Raises:
         UserError: the lexicon or the key file cannot be read.
@@ -198,6 +201,7 @@ def build_judge(config: JudgeConfig, *, run_folder: Path | None = None, lexicon:
         retries=config.retries,
         concurrency=config.concurrency,
         cache_path=path,
+        writes_cache=writes_cache,
         math_timeout=config.math_timeout,
     )
 

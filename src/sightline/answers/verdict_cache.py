@@ -30,15 +30,17 @@ class VerdictCache:
 
     Args:
         path: JSONL file; created with its folder on the first write. None keeps verdicts in memory only.
+        writes: False only reads the file; another process writes it, and is told by way of `news`.
 
     A line torn by a killed process is skipped and counted in `skipped`, and never joined with the next one.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Path | None = None, *, writes: bool = True) -> None:
+        self.path = path if writes else None
         self.skipped = 0
         self._lock = threading.Lock()
         self._known: dict[str, Verdict] = {}
+        self._news: dict[str, Verdict] = {}
         self._ends_torn = False
         if path is not None and path.exists():
             self._load(path)
@@ -73,4 +75,18 @@ class VerdictCache:
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write("\n" + row if self._ends_torn else row)
                 self._ends_torn = False
-            self._known[key] = verdict
+            self._known[key] = self._news[key] = verdict
+
+    def news(self) -> dict[str, Verdict]:
+        """What was stored since the last call."""
+        with self._lock:
+            news, self._news = self._news, {}
+        return news
+
+    def learn(self, verdicts: Mapping[str, Verdict]) -> None:
+        """Stores what other processes found; what is known already stays."""
+        for key, verdict in verdicts.items():
+            if self.get(key) is None:
+                self.put(key, verdict)
+                with self._lock:
+                    self._news.pop(key, None)

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["Train", "open_folder"]
 
 # A run may be resumed with other values of these: they change what is shown or how far it goes, not what was computed.
-HARMLESS = ("summary", "train.steps", "train.checkpoint_every", "train.keep", "train.log_", "track.", "alarms.")
+HARMLESS = (
+    "summary", "train.steps", "train.checkpoint_every", "train.keep", "train.log_", "train.parallel", "train.timeout",
+    "track.", "alarms.",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

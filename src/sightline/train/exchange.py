@@ -10,12 +10,15 @@ import io
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sightline.train.distributed import World
 from sightline.types import Group, ImageRef, Measurement, Size
 
-__all__ = ["Elsewhere", "all_groups", "brought", "with_credits"]
+if TYPE_CHECKING:
+    from sightline.answers.judge import Judge
+
+__all__ = ["Elsewhere", "all_groups", "brought", "share_verdicts", "with_credits"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +70,15 @@ def brought(world: World, groups: Sequence[Group], count: int) -> list[Group]:
     for own in world.gather({i: g for i, g in enumerate(groups[:count]) if not isinstance(g, Elsewhere)}):
         found |= own
     return [found.get(i, group) for i, group in enumerate(groups)]
+
+
+def share_verdicts(world: World, judge: Judge) -> None:
+    """What a judge was asked in one process it is not asked again in another; the main process writes it down."""
+    cache = getattr(judge, "cache", None)
+    if world.size > 1 and cache is not None:
+        for rank, verdicts in enumerate(world.gather(cache.news())):
+            if rank != world.rank:
+                cache.learn(verdicts)
 
 
 def with_credits(world: World, groups: Sequence[Group], own: Sequence[Group]) -> list[Group]:

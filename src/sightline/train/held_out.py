@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from sightline.train.exchange import share_verdicts
 from sightline.train.sharding import whole
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def _answers(run: Run, label: str) -> Evaluation:
     own = world.part(records)
     with world.agreeing():
         found = evaluate(run.policy, own, wanted.modes, draws=2, **given) if own else Evaluation(rows=(), estimates={})
+    share_verdicts(world, run.judge)
     return merged(world.gather(found), records, wanted.modes, seed=wanted.seed)
 
 

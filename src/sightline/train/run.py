@@ -194,7 +194,7 @@ def open_run(recipe: Recipe, folder: Path, world: World | None = None) -> Iterat
     torch.manual_seed(recipe.train.seed)
     method = load_method(recipe.method)
     data, evaluation_records = _data(recipe, open_source, DataStream), _evaluation_records(recipe, open_source)
-    judge = build_judge(recipe.judge_config, run_folder=folder)
+    judge = build_judge(recipe.judge_config, run_folder=folder, writes_cache=world.is_main)
     checkpoints = Checkpoints(folder, recipe.train.keep)
     with world.agreeing():
         saved = checkpoints.latest() if world.is_main else None
@@ -239,7 +239,7 @@ def _trained(recipe: Recipe, method: Method, saved: Saved | None, world: World) 
                 lambda: policy if saved is None else policy_of(recipe, method, None, load_policy, world),
                 recipe.model.reference,
             )
-        how = sharing(recipe.train.parallel, policy, world)
+        how = sharing(recipe.train.parallel, policy, world, states=recipe.optim.states)
     if how == "fsdp":
         copy = getattr(reference, "module", None)
         if copy is not None and next(copy.parameters()).device == policy.device:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from sightline.archive import Archive, ArchiveConfig, record_key
 from sightline.train.distributed import World
-from sightline.train.exchange import all_groups, with_credits
+from sightline.train.exchange import all_groups, share_verdicts, with_credits
 from sightline.types import Credit, Group, Reference, Score, Scores
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def score(
         ]
         with world.agreeing():
             reading = run(lambda item: _scored(method, item, context), waiting)
+    share_verdicts(world, context.judge)
     parts = zip(groups, first, feeding, second, reading, strict=True)
     return [
         _merged(g, dict(zip([*a, *b], [*fed.scores, *read.scores], strict=True)), read) for g, a, fed, b, read in parts

@@ -41,17 +41,29 @@ SMALL = 500_000_000
 BUCKET = 2**25  # numbers that travel together
 
 
-def sharing(wanted: Literal["auto", "fsdp", "ddp"], policy: Policy, world: World) -> Literal["one", "ddp", "fsdp"]:
+def sharing(
+    wanted: Literal["auto", "fsdp", "ddp"], policy: Policy, world: World, *, states: str = "fp32"
+) -> Literal["one", "ddp", "fsdp"]:
     """How this run shares its weights. `auto` shards what is large and trained as a whole.
 
+    Args:
+        wanted: what the recipe asks for.
+        policy: loaded, not yet cut.
+        world: the processes.
+        states: number format of the optimiser's moments.
+
     Raises:
-        UserError: weights whose format cannot be cut.
+        UserError: weights or moments whose format cannot be cut.
     """
     if world.size == 1:
         return "one"
     trained = sum(p.numel() for p in policy.module.parameters() if p.requires_grad)
     if wanted == "auto":
-        return "fsdp" if trained > SMALL else "ddp"
+        wanted = "fsdp" if trained > SMALL else "ddp"
+    if wanted == "fsdp" and states == "8bit":
+        raise UserError(
+            "8-bit moments cannot be sharded", where="optim.states", hint="use fp32, or train.parallel: ddp"
+        )
     if wanted == "fsdp" and any(not p.dtype.is_floating_point for p in policy.module.parameters()):
         raise UserError("quantised weights cannot be sharded", where="train.parallel", hint="use ddp")
     return wanted
