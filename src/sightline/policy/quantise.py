@@ -13,6 +13,8 @@ from sightline.errors import UserError
 
 __all__ = ["bitsandbytes", "quantise"]
 
+BLOCK = 64
+
 
 def quantise(model: Any, targets: str | Collection[str]) -> None:
     """Stores the weights of the target layers in four bits; products are computed in the format they had.
@@ -22,11 +24,17 @@ def quantise(model: Any, targets: str | Collection[str]) -> None:
         targets: an expression for whole names, or names of layers, as peft takes them.
 
     Raises:
-        UserError: bitsandbytes is missing.
+        UserError: bitsandbytes is missing, or a layer's width does not fit its blocks.
     """
     library = bitsandbytes("four-bit weights", where="model.lora.quantise")
     for name, layer in list(model.named_modules()):
         if isinstance(layer, nn.Linear) and _is_target(name, targets):
+            if layer.in_features % BLOCK:
+                # on CPU the library unpacks rows that end within a block wrongly
+                raise UserError(
+                    f"{name} has {layer.in_features} inputs, and four bits need a multiple of {BLOCK}",
+                    where="model.lora.quantise", hint="name other layers in model.lora.targets",
+                )  # fmt: skip
             parent, _, own = name.rpartition(".")
             setattr(model.get_submodule(parent), own, _in_four_bits(layer, library))
     model.is_loaded_in_4bit = True  # peft asks for it
@@ -66,6 +74,8 @@ def _in_four_bits(layer: nn.Linear, library: Any) -> nn.Module:
         layer.in_features, layer.out_features, bias=layer.bias is not None, compute_dtype=weight.dtype,
         compress_statistics=True, quant_type="nf4", device="meta",
     )  # fmt: skip
+    # on some CPUs it would repack the weights in eval mode, for a product in bf16 that sampling alone would see
+    packed.support_avx512bf16_for_cpu = False
     packed.weight = library.nn.Params4bit(
         weight, requires_grad=False, compress_statistics=True, quant_type="nf4", module=packed
     )
