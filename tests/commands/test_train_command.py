@@ -18,9 +18,10 @@ def trained(monkeypatch, tmp_path):
     calls = []
     interrupts = []
 
-    def train(recipe, folder, reporter):
+    def train(recipe, folder, reporter, world):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.yaml").write_text(resolved_yaml(recipe))
+        assert world.size == 1
         calls.append((recipe, folder, reporter))
         if interrupts:
             raise interrupts.pop()
