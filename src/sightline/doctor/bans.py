@@ -1,13 +1,13 @@
 """Ban probe: ids that the policy must never write have no probability, in sampling and in every scoring pass.
 
 The ban is tested against a policy that wants to break it: while the probe runs, the output head gives every banned id
-a logit far above all others. Without an active ban nothing else would be written.
+a logit far above all others. Without an active ban nothing else would be written. Servers are asked as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from sightline.doctor.finding import Finding
@@ -26,12 +26,15 @@ def ban_probe(policy: Policy, sampler: Sampler, requests: Sequence[Request], *, 
     import torch
 
     from sightline.sampling.base import SamplingSettings
+    from sightline.sampling.local import LocalSampler
 
     missing = sorted(must_be_banned(policy) - set(policy.banned))
     settings = SamplingSettings(max_new_tokens=tokens)
     banned = torch.tensor(policy.banned, device=policy.device)
-    with tempted(policy), torch.no_grad():
+    is_ours = isinstance(sampler, LocalSampler)  # nobody else's output head can be reached
+    with tempted(policy) if is_ours else nullcontext():
         groups = sampler.sample(requests, settings, seed=0, step=0)
+    with tempted(policy), torch.no_grad():
         width = policy.model.get_output_embeddings().weight.shape[1]
         hidden = torch.zeros(1, width, device=policy.device, dtype=policy.model.dtype)
         mass = float(torch.softmax(policy.module.scores(hidden), -1)[0, banned].sum())
@@ -52,9 +55,10 @@ def ban_probe(policy: Policy, sampler: Sampler, requests: Sequence[Request], *, 
             command="load the policy with load_policy; a sampler of your own must take over policy.banned",
             details=tuple(problems), values=values,
         )  # fmt: skip
+    how = " under temptation" if is_ours else " by the servers"
     return Finding(
         level="pass", values=values,
-        what=f"{len(policy.banned)} banned ids: none among {len(sampled)} sampled under temptation, no mass in scoring",
+        what=f"{len(policy.banned)} banned ids: none among {len(sampled)} sampled{how}, no mass in scoring",
         meaning="image placeholders, padding and rows without a word are never written and never scored",
     )  # fmt: skip
 
