@@ -1,11 +1,8 @@
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pytest
 
-from sightline import progress
 from sightline.evaluate.metrics import METRICS, aggregate, measure
 from sightline.geometry.frames import Frame
 from sightline.language.parse import read
@@ -99,16 +96,3 @@ def test_boxes_of_several_images_do_not_meet():
     numbers = list(FRAME.write(Box(0, 0, 50, 50), image.size))
     on_first = measure(result(two, "grounded", f"<think> <box>{numbers}</box> </think><answer> b </answer>"))
     assert on_first["iou"] == 0.0
-
-
-def test_no_bar_without_a_terminal_and_one_after_two_seconds(monkeypatch):
-    stream = io.StringIO()
-    monkeypatch.setattr("sys.stderr", stream)
-    assert list(progress.track(range(3), "working", 3)) == [0, 1, 2]
-    assert stream.getvalue() == ""
-    monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
-    assert list(progress.track(range(3), "working", 3)) == [0, 1, 2]
-    assert "working" not in stream.getvalue()
-    monkeypatch.setattr(progress, "PATIENCE", -1.0)
-    assert list(progress.track(range(3), "working", 3)) == [0, 1, 2]
-    assert "working" in stream.getvalue()

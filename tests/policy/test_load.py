@@ -59,3 +59,37 @@ def test_an_unsupported_family_is_named(copied: Path) -> None:
 def test_decode_hides_the_turn_marks_only(policy: Policy) -> None:
     ids = policy.tokenizer("<think> a < b</think>naïve <|im_end|>", add_special_tokens=False)["input_ids"]
     assert policy.decode(ids) == "<think> a < b</think>naïve "
+
+
+@pytest.mark.parametrize("base", [None, 3, ""])
+def test_an_adapter_must_name_its_base(tmp_path: Path, base: object) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    with pytest.raises(UserError, match="does not name its base") as caught:
+        load_policy(tmp_path)
+    assert "adapter_config.json" in str(caught.value)
+
+
+def test_the_base_of_an_adapter_must_be_there(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "gone")}))
+    with pytest.raises(UserError, match=r"no such folder: .*gone"):
+        load_policy(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ({"dtype": "float8"}, "unknown number format 'float8'"),
+        ({"device": "tpu9"}, "unknown device 'tpu9'"),
+        ({"device": "xpu"}, "'xpu' is not supported"),
+        ({"device": "cuda:64"}, "'cuda:64' is not there"),
+    ],
+)
+def test_what_cannot_be_is_told_first(given: dict[str, str], what: str) -> None:
+    with pytest.raises(UserError, match=what):
+        load_policy("/no/such/folder", **given)  # type: ignore[arg-type]
+
+
+def test_a_policy_without_adapter_is_not_its_own_reference(policy: Policy) -> None:
+    assert not policy.lora
+    with pytest.raises(ValueError, match="with an adapter"), policy.reference():
+        pass

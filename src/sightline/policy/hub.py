@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -81,39 +82,45 @@ def _is_whole(folder: Path) -> bool:
 def _fetched(repository: str, revision: str | None) -> Path:
     """Downloads what is not there yet; a second call goes on where the first was cut short."""
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import HfHubHTTPError
 
-    if not constants.HF_HUB_OFFLINE:
-        told = (
-            f"fetching {repository} from the Hub into {constants.HF_HUB_CACHE}; if cut short, the same command goes on"
-        )
-        print(told, file=sys.stderr)
+    size = _size(repository, revision)
+    told = f"fetching {repository} ({size / 1e9:.1f} GB) from the Hub into {constants.HF_HUB_CACHE}"
+    print(f"{told}; if it is cut short, the same command goes on", file=sys.stderr)
     transport: Any = HfHubHTTPError.__mro__[1]  # base class of the HTTP client; which client depends on the version
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(FETCHED)))
-    except GatedRepoError as error:
-        what, hint = (
-            "asks for its terms to be accepted first",
-            f"https://huggingface.co/{repository}, then: hf auth login",
-        )
-        raise UserError(f"'{repository}' {what}", where="model.name", hint=hint) from error
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        what = f"no model '{repository}'" + (f" with a revision '{revision}'" if revision else "")
-        hint = "for a private one: hf auth login; for your own: give its folder"
-        raise UserError(f"{what} on the Hub", where="model.name", hint=hint) from error
-    except LocalEntryNotFoundError as error:  # no network, or told to do without
-        hint = f"where there is network: hf download {repository}; then copy the folder here and give its path"
-        what = f"'{repository}' is neither a folder here nor whole in the cache, and the Hub cannot be reached"
-        raise UserError(what, where="model.name", hint=hint) from error
     except (OSError, transport) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        hint = "the same command goes on where it stopped"
         raise UserError(
-            f"the download of {repository} was cut short: {reason}", where="model.name", hint=hint
-        ) from error
+            f"the download of {repository} was cut short: {_reason(error)}", where="model.name",
+            hint="the same command goes on where it stopped",
+        ) from error  # fmt: skip
+
+
+def _size(repository: str, revision: str | None) -> int:
+    """Bytes of what a download fetches; the first question to the Hub, which tells whether there is a way at all."""
+    from huggingface_hub import constants, model_info
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    transport: Any = HfHubHTTPError.__mro__[1]
+    try:
+        files = model_info(repository, revision=revision, files_metadata=True).siblings or ()
+    except GatedRepoError:
+        what = "asks for its terms to be accepted first"
+        hint = f"https://huggingface.co/{repository}, then: hf auth login"
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        at = f" with a revision '{revision}'" if revision else ""
+        what, hint = f"is no model on the Hub{at}", "for a private one: hf auth login; for your own: give its folder"
+    except HfHubHTTPError as error:
+        what, hint = f"cannot be had from the Hub: {_reason(error)}", "the same command tries again"
+    except (OSError, transport):  # no network, or told to do without
+        off = " (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
+        what = f"is neither a folder here nor whole in the cache, and the Hub cannot be reached{off}"
+        hint = f"where there is network: hf download {repository}; then copy the folder here and give its path"
+    else:
+        return sum(f.size or 0 for f in files if any(fnmatch(f.rfilename, pattern) for pattern in FETCHED))
+    raise UserError(f"'{repository}' {what}", where="model.name", hint=hint)
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
