@@ -255,5 +255,5 @@ def test_all_are_killed_and_the_same_command_goes_on(pair: list, tmp_path: Path)
 def test_a_server_of_another_model_is_refused(pair: list, checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """Told before anything is sampled from it."""
     sampler = sampler_on([pair[0].url], load_policy(checkpoints["qwen3_vl"]), tmp_path, refresh="none")
-    with pytest.raises(UserError, match="differ from the learner's|read another prompt than ours"):
+    with pytest.raises(UserError, match=r"differ from the learner's|read another prompt than ours"):
         sampler.sample(requests(1), SETTINGS, seed=0, step=0)
