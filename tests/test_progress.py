@@ -20,3 +20,7 @@ def test_no_bar_without_a_terminal_and_one_after_two_seconds(monkeypatch: pytest
     monkeypatch.setattr(progress, "PATIENCE", -1.0)
     assert list(progress.track(range(3), "working", 3)) == [0, 1, 2]
     assert "working" in stream.getvalue()
+    stream.truncate(0)
+    monkeypatch.setenv("RANK", "3")
+    assert list(progress.track(range(3), "working", 3)) == [0, 1, 2]
+    assert stream.getvalue() == ""

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-__all__ = ["track"]
+__all__ = ["is_first_process", "track"]
 
 Item = TypeVar("Item")
 PATIENCE = 2.0  # seconds without a bar
+
+
+def is_first_process() -> bool:
+    """Whether this process talks to people: the only one, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def track(items: Iterable[Item], label: str, total: int | None, *, is_shown: bool = True) -> Iterator[Item]:
@@ -18,7 +24,7 @@ def track(items: Iterable[Item], label: str, total: int | None, *, is_shown: boo
 
     Without a `total` the bar only counts.
     """
-    if not is_shown or not sys.stderr.isatty():
+    if not is_shown or not sys.stderr.isatty() or not is_first_process():
         yield from items
         return
     from rich.console import Console

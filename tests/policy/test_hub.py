@@ -102,6 +102,15 @@ def test_a_download_says_that_it_goes_on(
     assert "the same command goes on" in told[0]
 
 
+def test_one_of_several_processes_speaks(
+    use: Callable[[Hub], Hub], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(Hub(lambda _: str(tmp_path)))
+    monkeypatch.setenv("RANK", "1")
+    assert checkpoint_folder(NAME) == tmp_path
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("error", "what"),
     [

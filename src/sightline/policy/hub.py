@@ -10,6 +10,7 @@ from typing import Any
 from sightline.errors import UserError
 from sightline.policy.processors import read_json
 from sightline.policy.weights import INDEX, SINGLE
+from sightline.progress import is_first_process
 
 __all__ = ["checkpoint_folder"]
 
@@ -86,7 +87,8 @@ def _fetched(repository: str, revision: str | None) -> Path:
 
     size = _size(repository, revision)
     told = f"fetching {repository} ({size / 1e9:.1f} GB) from the Hub into {constants.HF_HUB_CACHE}"
-    print(f"{told}; if it is cut short, the same command goes on", file=sys.stderr)
+    if is_first_process():
+        print(f"{told}; if it is cut short, the same command goes on", file=sys.stderr)
     transport: Any = HfHubHTTPError.__mro__[1]  # base class of the HTTP client; which client depends on the version
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(FETCHED)))
