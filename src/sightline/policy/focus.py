@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sightline.credit.config import FocusConfig
     from sightline.policy.load import Policy
 
-__all__ = ["add_focus_token", "adopt_token", "token_id"]
+__all__ = ["add_focus_token", "adopt_token", "row_masks", "token_id"]
 
 MULTIPLE = 64
 
@@ -79,6 +79,25 @@ def adopt_token(policy: Policy, token: str, *, where: str) -> int:
     policy.added = (*policy.added, token)
     _grow(policy, new)
     return new
+
+
+def row_masks(policy: Policy, token: int) -> list[tuple[Tensor, Tensor]]:
+    """The parameters that hold a token's rows of input and output embeddings, each with a 1 where the row is.
+
+    Beside an adapter these are the rows that are trained apart from their matrices.
+    """
+    if policy.lora:
+        from sightline.policy.token_rows import held_rows
+
+        found = held_rows(policy.model)
+    else:
+        found = [(weight, range(len(weight))) for weight in _matrices(policy)]
+    masks = []
+    for parameter, ids in found:
+        only = torch.zeros(len(ids), 1, device=parameter.device)
+        only[ids.index(token)] = 1.0
+        masks.append((parameter, only))
+    return masks
 
 
 def _grow(policy: Policy, new: int) -> None:

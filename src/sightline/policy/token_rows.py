@@ -8,7 +8,7 @@ import torch
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import Tensor, nn
 
-__all__ = ["TokenRows", "use_token_rows"]
+__all__ = ["TokenRows", "held_rows", "use_token_rows"]
 
 
 class TokenRows(TrainableTokensLayer):
@@ -32,6 +32,12 @@ class TokenRows(TrainableTokensLayer):
             else:
                 out = out.index_copy(-1, ids, x @ rows.T)
         return out
+
+
+def held_rows(model: nn.Module) -> list[tuple[Tensor, list[int]]]:
+    """The parameters that hold trained rows, each with the ids of its rows; tied ones stand once."""
+    layers = [m for m in model.modules() if isinstance(m, TokenRows) and m.tied_adapter is None]
+    return [(m.trainable_tokens_delta["default"], m.token_indices["default"]) for m in layers]
 
 
 def use_token_rows(model: nn.Module) -> None:

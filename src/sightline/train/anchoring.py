@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sightline.objectives import anchor_losses, k3, visual_losses
 from sightline.policy.batch import Batch, collate, microbatches
-from sightline.policy.focus import token_id
+from sightline.policy.focus import row_masks, token_id
 from sightline.policy.readout import MapReadout
 from sightline.policy.tree import build_tree, rollout_path
 from sightline.probes.heads import Chosen, choose_heads
@@ -264,15 +264,12 @@ def _frozen(policy: Policy, part: str | None) -> Iterator[None]:
 def _row_only(policy: Policy, focus: FocusConfig) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """Nothing but the token's own rows, of input and output embeddings, is trained; gives the masks that say so."""
     token = token_id(policy, focus.text)
-    rows = {id(e.weight): e.weight for e in (policy.model.get_input_embeddings(), policy.model.get_output_embeddings())}
+    assert token is not None
+    masks = row_masks(policy, token)
+    rows = {id(parameter) for parameter, _ in masks}
     trained = [p for p in policy.model.parameters() if p.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(id(parameter) in rows)
-    masks = []
-    for weight in rows.values():
-        only = torch.zeros(len(weight), 1, device=weight.device)
-        only[token] = 1.0
-        masks.append((weight, only))
     try:
         yield masks
     finally:
