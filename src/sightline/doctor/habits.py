@@ -38,7 +38,7 @@ def habit_probe(policy: Policy, sampler: Sampler, records: Sequence[Record], *, 
     settings = SamplingSettings(temperature=0.0, max_new_tokens=tokens)
     results = answer(sampler, asked, "grounded", speaker=policy, settings=settings)
     boxed = [(r.record, box) for r in results for box in r.boxes]
-    answered = sum(bool(r.answer) for r in results)
+    answered = sum(r.reading.answer is not None for r in results)
     pictures = tuple(_picture(r.record, r.boxes) for r in results[:3] if r.boxes)
     writes = sum(bool(r.boxes) for r in results)
     values = {"records": len(asked), "with_boxes": writes, "answered": answered}
