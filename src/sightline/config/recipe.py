@@ -65,6 +65,15 @@ class Recipe(Section):
             raise ValueError("train.evaluate_every needs records: set data.validation or evaluation.data")
         return self
 
+    @model_validator(mode="after")
+    def _weights_can_be_shared_out(self) -> Recipe:
+        if self.train.parallel == "fsdp":
+            if self.model.lora is not None and self.model.lora.quantise is not None:
+                raise ValueError("weights in four bits (model.lora.quantise) cannot be cut: set train.parallel ddp")
+            if self.optim.states == "8bit":
+                raise ValueError("8-bit states (optim.states) cannot be cut: set train.parallel ddp, or states fp32")
+        return self
+
     @property
     def method_config(self) -> Any:
         """The method's own validated config (a pydantic object)."""

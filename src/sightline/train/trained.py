@@ -32,7 +32,7 @@ def choose_trained(policy: Policy, model: Model, tokens: Collection[int] = ()) -
         train_rows(policy, tokens)
     if not model.train_vision or not any(p.requires_grad for p in tower(policy).parameters()):
         freeze_vision(policy, model.feature_cache)
-    if model.kernels != "none":
+    if model.kernels != "none" and not model.compile:
         from sightline.policy.liger import use_kernels
 
         use_kernels(policy, model.kernels)
