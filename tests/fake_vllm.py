@@ -45,6 +45,7 @@ class FakeVllm:
     policy: Policy
     fault: Fault | None = None
     takes_tokens: bool = True
+    adapters: bool = False
     version: str = "default"
     model: str = "served"
     calls: list[str] = field(default_factory=list)
@@ -81,7 +82,7 @@ class FakeVllm:
             return self._generate(body)
         if path == "/v1/chat/completions":
             return self._chat(body)
-        if path in TRANSFER:
+        if path in TRANSFER or (path == "/v1/load_lora_adapter" and self.adapters):
             return {"message": "ok"}
         raise Status(404, "Not Found")
 

@@ -53,7 +53,8 @@ def groups_of(policy: Policy) -> list[Group]:
         replace(
             g,
             rollouts=tuple(
-                replace(r, logprobs=r.logprobs + noise.normal(0, 0.7, len(r.ids)).astype(np.float32)) for r in g.rollouts
+                replace(r, logprobs=(r.logprobs + noise.normal(0, 0.7, len(r.ids))).astype(np.float32))
+                for r in g.rollouts
             ),
             credits=tuple(
                 Credit(advantage=np.full(len(r.ids), noise.normal()), weight=np.full(len(r.ids), 0.01))

@@ -220,7 +220,8 @@ def merged_state(policy: Policy) -> dict[str, Tensor]:
         kept = {n: p.detach().clone() for n, p in own.items()}
         with torch.no_grad():
             module.merge()
-            found |= {f"{name}.{n}": p.detach().cpu().clone() for n, p in base.named_parameters() if n in own}
+            layer = name.removesuffix(".token_adapter")  # what peft puts around trained rows
+            found |= {f"{layer}.{n}": p.detach().cpu().clone() for n, p in base.named_parameters() if n in own}
             module.unmerge()
             for n, p in base.named_parameters():
                 if n in own:
