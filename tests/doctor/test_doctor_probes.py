@@ -134,7 +134,22 @@ def test_a_blind_policy_is_noticed(own: Policy, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_nothing_to_see_is_a_warning(policy: Policy) -> None:
-    assert blindness_probe(policy, [make_record("text", ())]).level == "warn"
+    from sightline.images import image_ref
+
+    black = replace(make_record("black"), images=(image_ref(np.zeros((64, 96, 3), np.uint8)),))
+    assert blindness_probe(policy, [make_record("text", ()), black]).level == "warn"
+
+
+def test_images_that_mislead_are_a_warning(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every image makes the right answer less likely, far beyond chance."""
+    import sightline.doctor.blindness as blindness
+
+    record = make_record()
+    worse = [blindness.Sighted(record=record, seen=-3.0 - i, blank=-1.0, blanks=record.images) for i in range(4)]
+    monkeypatch.setattr(blindness, "sighted", lambda *_, **__: worse)
+    assert blindness_probe(policy, [record]).level == "warn"
+    monkeypatch.setattr(blindness, "sighted", lambda *_, **__: [*worse, replace(worse[0], seen=9.0)])
+    assert blindness_probe(policy, [record]).level == "pass"  # too close to tell
 
 
 # -- tokens

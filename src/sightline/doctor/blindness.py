@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from sightline.doctor.finding import Finding, Picture
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ def blindness_probe(policy: Policy, records: Sequence[Record], *, template: str 
     measured = sighted(policy, [record for record in records if record.images], template=template)
     if not measured:
         return Finding(
-            level="warn", what="no record of the sample has an image", meaning="whether the policy sees was not tested",
+            level="warn", what="no record of the sample has an image that could be blanked", meaning="whether the policy sees was not tested",
             command="sightline doctor RECIPE --sample 64",
         )  # fmt: skip
     lines = tuple(
@@ -45,8 +47,10 @@ def blindness_probe(policy: Policy, records: Sequence[Record], *, template: str 
         for one in measured
     )
     unmoved = sum(abs(one.gain) < LEAST for one in measured)
-    gain, better = sum(one.gain for one in measured) / len(measured), sum(one.gain > 0 for one in measured)
-    values = {"gain_nats": gain, "unmoved": unmoved, "records": len(measured)}
+    gains = np.array([one.gain for one in measured])
+    gain, better = float(gains.mean()), int((gains > 0).sum())
+    error = float(gains.std(ddof=1) / len(gains) ** 0.5) if len(gains) > 1 else abs(gain)
+    values = {"gain_nats": gain, "standard_error": error, "unmoved": unmoved, "records": len(measured)}
     pictures = tuple(picture for one in measured[:2] for picture in _pictures(one))
     if unmoved:
         return Finding(
@@ -56,21 +60,28 @@ def blindness_probe(policy: Policy, records: Sequence[Record], *, template: str 
             command="sightline doctor RECIPE --only weights tokens coordinates",
             details=lines, pictures=pictures, values=values,
         )  # fmt: skip
-    said = f"the image changes the answer's log-prob by {gain:+.2f} nats on average, {better} of {len(measured)} up"
-    if gain <= 0:
+    said = (
+        f"the image changes the answer's log-prob by {gain:+.2f} ± {error:.2f} nats on average, "
+        f"{better} of {len(measured)} up"
+    )
+    if gain <= -error:
         return Finding(
             level="warn", what=said,
             meaning="the policy reacts to images but does not use them for these answers: expected of random weights, "
             "odd for a trained policy",
             command="sightline ask IMAGE QUESTION --model MODEL", details=lines, pictures=pictures, values=values,
         )  # fmt: skip
-    return Finding(level="pass", what=said, meaning="the policy sees", details=lines, pictures=pictures, values=values)
+    meaning = "the policy sees, and what it sees helps" if gain > error else (
+        "the images reach the language model; whether they help these answers is too close to tell from so few"
+    )  # fmt: skip
+    return Finding(level="pass", what=said, meaning=meaning, details=lines, pictures=pictures, values=values)
 
 
 def sighted(policy: Policy, records: Sequence[Record], *, template: str = "direct") -> list[Sighted]:
-    """Log-probs of every record's answer in the answer block of a reply, by one scoring pass over all of them."""
-    import numpy as np
+    """Log-probs of every record's answer in the answer block of a reply, by one scoring pass over all of them.
 
+    Records whose images are black from the beginning are left out.
+    """
     from sightline.interventions import Intervention, intervene
     from sightline.language.prompts import prompt
     from sightline.policy.packing import Packer
@@ -78,15 +89,19 @@ def sighted(policy: Policy, records: Sequence[Record], *, template: str = "direc
     from sightline.train.supervised import demonstration
     from sightline.types import Group
 
-    groups, blanks = [], []
+    groups, blanks, shown_records = [], [], []
     for record in records:
         shown = prompt(record, "direct", template, policy.style, forced_prefix="<answer>", frame=policy.frame)
-        empty = intervene(record.images, (), policy.frame, Intervention("blank")).images
+        blanked = intervene(record.images, (), policy.frame, Intervention("blank"))
+        if not any(done.changed for done in blanked.provenance):
+            continue  # black from the beginning
+        empty = blanked.images
         blanks.append(empty)
+        shown_records.append(record)
         for one in (shown, replace(shown, images=empty)):
             rollout = demonstration(policy, one, [f" {record.answer} </answer>"])
             groups.append(Group(record=record, rollouts=(rollout,), readings=()))
-    scored = scoring_pass(Packer(policy), groups)
+    scored = scoring_pass(Packer(policy), groups) if groups else []
     values = []
     for group in scored:
         logprobs = group.measurements[0].logprobs
@@ -95,7 +110,7 @@ def sighted(policy: Policy, records: Sequence[Record], *, template: str = "direc
         values.append(float(np.sum(logprobs[: len(answer)], dtype=np.float64)))
     return [
         Sighted(record=record, seen=values[2 * i], blank=values[2 * i + 1], blanks=blanks[i])
-        for i, record in enumerate(records)
+        for i, record in enumerate(shown_records)
     ]
 
 
