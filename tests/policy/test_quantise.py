@@ -13,6 +13,7 @@ from sightline.config import Optim
 from sightline.config.sections import Lora
 from sightline.errors import UserError
 from sightline.policy.load import Policy, load_policy
+from sightline.policy.lora import merge
 from sightline.policy.save import save_policy
 from sightline.train.learner import Learner
 from sightline.train.reference import keep_reference
@@ -70,6 +71,23 @@ def test_only_the_adapter_is_trained_and_a_step_moves_it(packed: Policy) -> None
     assert metrics["policy/kl"] > 0
     moved = {n for n, p in packed.model.named_parameters() if not torch.equal(p, before[n])}
     assert moved == {n for n in before if ".lora_" in n}
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_merged_weights_are_those_that_were_trained(name: str, dora: bool) -> None:
+    pytest.importorskip("peft")
+    pytest.importorskip("bitsandbytes")
+    policy = load_policy(name, lora=Lora(rank=4, alpha=8, quantise="nf4", dora=dora))
+    with torch.no_grad():
+        for parameter_name, parameter in policy.model.named_parameters():
+            if "lora_B" in parameter_name:
+                parameter.add_(0.02)
+    batch = batch_of(policy)
+    before = policy.module(batch).logprobs.detach()
+    merge(policy)
+    assert {p.dtype for p in policy.model.parameters()} == {torch.float32}
+    assert {n for n, _ in policy.model.named_parameters()} == {n for n, _ in load_policy(name).model.named_parameters()}
+    torch.testing.assert_close(policy.module(batch).logprobs.detach(), before, atol=2e-4, rtol=0)
 
 
 def test_a_checkpoint_packs_its_base_again(packed: Policy, tmp_path: Path) -> None:

@@ -74,7 +74,19 @@ def train_rows(policy: Policy, tokens: Collection[int]) -> None:
 
 
 def merge(policy: Policy) -> None:
-    """Adds the adapter and the trained rows to the weights; the policy is then like one without adapter."""
+    """Adds the adapter and the trained rows to the weights; the policy is then like one without adapter.
+
+    Weights in four bits are unpacked first: what comes out is the policy that was trained, in its number format.
+    """
+    if getattr(policy.model, "is_loaded_in_4bit", False):
+        from sightline.policy.quantise import unpack
+
+        config, adapter = policy.model.peft_config["default"], {n: t.clone() for n, t in _adapter(policy).items()}
+        stock = policy.model.unload()
+        unpack(stock)
+        policy.adapter.model = stock
+        _wrap(policy, config)
+        _peft().set_peft_model_state_dict(policy.model, adapter)
     _replace_model(policy, policy.model.merge_and_unload())
 
 

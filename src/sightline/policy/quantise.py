@@ -11,7 +11,7 @@ from torch import nn
 
 from sightline.errors import UserError
 
-__all__ = ["bitsandbytes", "quantise"]
+__all__ = ["bitsandbytes", "quantise", "unpack"]
 
 BLOCK = 64
 
@@ -38,6 +38,20 @@ def quantise(model: Any, targets: str | Collection[str]) -> None:
             parent, _, own = name.rpartition(".")
             setattr(model.get_submodule(parent), own, _in_four_bits(layer, library))
     model.is_loaded_in_4bit = True  # peft asks for it
+
+
+def unpack(model: Any) -> None:
+    """Turns layers in four bits into ordinary ones, which hold the rounded weights in the format they compute in."""
+    library = bitsandbytes("four-bit weights", where="model.lora.quantise")
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, library.nn.Linear4bit):
+            weight = library.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+            plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+            plain.weight = nn.Parameter(weight.to(layer.compute_dtype), requires_grad=False)
+            plain.bias = layer.bias
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, plain)
+    model.is_loaded_in_4bit = False
 
 
 def bitsandbytes(what: str, *, where: str) -> Any:
