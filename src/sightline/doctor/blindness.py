@@ -39,7 +39,8 @@ def blindness_probe(policy: Policy, records: Sequence[Record], *, template: str 
     measured = sighted(policy, [record for record in records if record.images], template=template)
     if not measured:
         return Finding(
-            level="warn", what="no record of the sample has an image that could be blanked", meaning="whether the policy sees was not tested",
+            level="warn", what="no record of the sample has an image that could be blanked",
+            meaning="whether the policy sees was not tested",
             command="sightline doctor RECIPE --sample 64",
         )  # fmt: skip
     lines = tuple(
@@ -89,7 +90,7 @@ def sighted(policy: Policy, records: Sequence[Record], *, template: str = "direc
     from sightline.train.supervised import demonstration
     from sightline.types import Group
 
-    groups, blanks, shown_records = [], [], []
+    groups, blanks, kept = [], [], []
     for record in records:
         shown = prompt(record, "direct", template, policy.style, forced_prefix="<answer>", frame=policy.frame)
         blanked = intervene(record.images, (), policy.frame, Intervention("blank"))
@@ -97,7 +98,7 @@ def sighted(policy: Policy, records: Sequence[Record], *, template: str = "direc
             continue  # black from the beginning
         empty = blanked.images
         blanks.append(empty)
-        shown_records.append(record)
+        kept.append(record)
         for one in (shown, replace(shown, images=empty)):
             rollout = demonstration(policy, one, [f" {record.answer} </answer>"])
             groups.append(Group(record=record, rollouts=(rollout,), readings=()))
@@ -110,7 +111,7 @@ def sighted(policy: Policy, records: Sequence[Record], *, template: str = "direc
         values.append(float(np.sum(logprobs[: len(answer)], dtype=np.float64)))
     return [
         Sighted(record=record, seen=values[2 * i], blank=values[2 * i + 1], blanks=blanks[i])
-        for i, record in enumerate(shown_records)
+        for i, record in enumerate(kept)
     ]
 
 
