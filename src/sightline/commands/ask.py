@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sightline.policy.load import Policy
+    from sightline.sampling.base import Sampler
     from sightline.sampling.modes import ModeResult
 
 __all__ = ["Ask"]
@@ -66,6 +67,8 @@ class Ask:
     """With --json, records of a file that are answered side by side."""
     show: bool = False
     """Show the image in the terminal."""
+    servers: Annotated[tuple[str, ...], arg(name="sampling.server.urls")] = ()
+    """vLLM servers that answer in place of this process; they are given the model's weights. See serve-help."""
     device: str = "cpu"
     """cpu, cuda, cuda:N or mps."""
     dtype: str = "float32"
@@ -93,12 +96,25 @@ class Ask:
 
         imported = time.perf_counter()
         from sightline.commands.model import open_policy
-        from sightline.commands.replies import file_stems, printable
+        from sightline.commands.serving import opened_servers
 
         policy = open_policy(self.model, device=self.device, dtype=self.dtype)
         loaded = time.perf_counter()
         console.print(f"{self.model}: {policy.frame.describe()}", style="dim", markup=False)
         self._check(records, policy)
+        with opened_servers(self.servers, policy) as servers:
+            slowest = self._ask_all(records, policy, console, servers)
+        each = "answer" if len(records) == 1 else "slowest answer"
+        times = f"imports {imported - began:.2f} s, loading {loaded - imported:.2f} s, {each} {slowest:.2f} s"
+        console.print(times, style="dim")
+        return 0
+
+    def _ask_all(
+        self, records: Sequence[Record], policy: Policy, console: Console, servers: Sampler | None
+    ) -> float:  # fmt: skip
+        """Answers all records and shows what they say; seconds of the slowest."""
+        from sightline.commands.replies import file_stems, printable
+
         slowest = 0.0
         stems, together = file_stems([record.id for record in records]), self.batch if self.json else 1
         for at in range(0, len(records), together):
@@ -106,16 +122,13 @@ class Ask:
             if len(records) > 1:
                 console.print(f"\n{printable(batch[0].id)}: {printable(batch[0].question)}", style="bold", markup=False)
             started = time.perf_counter()
-            results = self._answers(batch, policy, console)
+            results = self._answers(batch, policy, console, servers)
             seconds = (time.perf_counter() - started) / len(batch)
             slowest = max(slowest, seconds)
             for result, stem in zip(results, stems[at : at + together], strict=True):
                 self._tell(result, seconds, console)
                 self._show(result, policy, console, stem)
-        each = "answer" if len(records) == 1 else "slowest answer"
-        times = f"imports {imported - began:.2f} s, loading {loaded - imported:.2f} s, {each} {slowest:.2f} s"
-        console.print(times, style="dim")
-        return 0
+        return slowest
 
     def _check(self, records: Sequence[Record], policy: Policy) -> None:
         """What the policy or the disk refuses, told before anything is answered."""
@@ -133,8 +146,13 @@ class Ask:
         if self.out is not None:
             (self.out if self.image.suffix in TABLES else self.out.parent).mkdir(parents=True, exist_ok=True)
 
-    def _answers(self, records: Sequence[Record], policy: Policy, console: Console) -> list[ModeResult]:
-        """Answers side by side where rows are asked for; otherwise of one record, its text as it is sampled."""
+    def _answers(
+        self, records: Sequence[Record], policy: Policy, console: Console, servers: Sampler | None
+    ) -> list[ModeResult]:  # fmt: skip
+        """Answers side by side where rows are asked for; otherwise of one record, its text as it is sampled.
+
+        A server's text comes at once.
+        """
         from sightline.commands.model import token_limit
         from sightline.commands.streaming import SpokenSampler
         from sightline.sampling.base import SamplingSettings
@@ -142,15 +160,19 @@ class Ask:
         from sightline.sampling.modes import answer
 
         limit = token_limit(policy, self.max_new_tokens)
+        own = LocalSampler(policy) if self.json else SpokenSampler(policy, console)
         return answer(
-            LocalSampler(policy) if self.json else SpokenSampler(policy, console), records, self.mode, self.crops,
+            servers or own, records, self.mode, self.crops,
             speaker=policy, settings=SamplingSettings(temperature=self.temperature, max_new_tokens=limit),
             seed=self.seed,
         )  # fmt: skip
 
     def _tell(self, result: ModeResult, seconds: float, console: Console) -> None:
-        from sightline.commands.replies import result_row, verdict
+        from sightline.commands.replies import printable, result_row, verdict
 
+        if self.servers and not self.json:  # nobody has shown it while it was sampled
+            for rollout in result.rollouts:
+                console.print(printable(rollout.text), markup=False)
         if self.json:
             print(json.dumps(result_row(result, seconds), ensure_ascii=False), flush=True)
         console.print(verdict(result))

@@ -62,6 +62,8 @@ class Evaluate:
     faithful: Annotated[FaithfulnessOptions, arg(name="")] = field(default_factory=FaithfulnessOptions)
     batch: int = 64
     """Records answered side by side."""
+    servers: Annotated[tuple[str, ...], arg(name="sampling.server.urls")] = ()
+    """vLLM servers that answer in place of this process; they are given the model's weights. See serve-help."""
     device: str = "cpu"
     """cpu, cuda, cuda:N or mps."""
     dtype: str = "float32"
@@ -78,6 +80,7 @@ class Evaluate:
             raise UserError("the table is JSONL; its figures are written beside it as .json", where=f"--out {self.out}")
         from sightline.commands.model import check_options, open_policy, source, token_limit
         from sightline.commands.records import held_out
+        from sightline.commands.serving import opened_servers
         from sightline.evaluate.correlation import with_correlation
         from sightline.evaluate.runner import evaluate, write_table
         from sightline.sampling.base import SamplingSettings
@@ -98,10 +101,11 @@ class Evaluate:
         path.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is told before the work
         limit = token_limit(policy, self.max_new_tokens)
         settings = SamplingSettings(temperature=self.temperature, max_new_tokens=limit)
-        with self.judge.opened(path.with_suffix(".verdicts")) as judge:
+        verdicts = path.with_suffix(".verdicts")
+        with self.judge.opened(verdicts) as judge, opened_servers(self.servers, policy) as sampler:
             evaluation = evaluate(
                 policy, records, self.modes, settings=settings, config=self.crops, judge=judge,
-                seed=self.seed, label=self.data, batch=self.batch,
+                seed=self.seed, label=self.data, batch=self.batch, sampler=sampler,
             )  # fmt: skip
         picked = self.correlation.run(
             evaluation, records, policy.frame, seed=self.seed, cache=path.with_suffix(".picks")

@@ -91,6 +91,18 @@ METRICS: tuple[Metric, ...] = (
     Metric("loss/policy", "Clipped surrogate, sign turned so that lower is better."),
     Metric("loss/kl", "KL penalty as it enters the loss, weight included."),
     Metric("loss/{term}", "Mean of the loss term '{term}' over the step."),
+    Metric(
+        "policy/engine_weight", "Mean truncated weight pi_learner / pi_server of a token; 1 where both engines agree."
+    ),
+    Metric("policy/engine_capped", "Share of tokens whose weight pi_learner / pi_server was truncated."),
+    Metric("policy/engine_shift", "Estimated KL of the server's distribution against the learner's, nats per token."),
+    Metric("server/alive", "Servers that take work at the end of the step."),
+    Metric("server/moved", "Requests of the step that moved from a failing server to another."),
+    Metric("server/tokens_per_second", "Tokens sampled by all servers per second of sampling."),
+    Metric("server/refresh_seconds", "Seconds in which the servers were given the weights and verified."),
+    Metric(
+        "server/difference", "Mean difference of log-probs between server and learner on the probe of the last refresh."
+    ),
     Metric("policy/kl", "KL divergence to the frozen reference, in nats per sampled token, by the k3 estimate."),
     Metric("policy/dependence", "Mean k3 estimate, in nats, of what the changed image did to a sampled token."),
     Metric("policy/entropy", "Mean entropy of the policy at the sampled tokens, in nats."),
@@ -106,6 +118,10 @@ METRICS: tuple[Metric, ...] = (
     Metric("update/lr", "Learning rate of the step."),
     Metric("update/tokens", "Tokens of the token trees in the update, every shared token once, padding left out."),
     Metric("update/tokens_unshared", "Tokens the update would compute if every rollout repeated its prompt."),
+    Metric(
+        "update/mfu",
+        "Model FLOPs of the update, nothing counted twice, over its seconds and the dense bf16 peak of the card.",
+    ),
     Metric("update/{name}", "'{name}' of the optimiser update."),
     Metric("judge/calls", "Questions put to the judge in the step, cached ones included."),
     Metric("judge/failures", "Questions the judge could not answer; their rollouts are masked, never scored zero."),
