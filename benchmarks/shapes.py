@@ -23,7 +23,10 @@ WORDS = range(256, 1200)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """Tokens and model of one measurement. `text` counts the prompt's tokens besides the image's."""
+    """Tokens and model of one measurement. `text` counts the prompt's tokens besides the image's.
+
+    `vocab` are rows of the vocabulary, those beyond the tokenizer's spare; 0 for as many as it has.
+    """
 
     visual: int
     records: int
@@ -33,6 +36,7 @@ class Shape:
     reply: int
     hidden: int
     layers: int = 4
+    vocab: int = 0
 
     @property
     def side(self) -> int:
@@ -64,7 +68,7 @@ def write_checkpoint(folder: Path, shape: Shape, family: str = "qwen3_vl", seed:
         "mrope_section": [head // 2 - 2 * part, part, part],
     }
     text: dict[str, Any] = {
-        "vocab_size": tokenizer.get_vocab_size(), "hidden_size": width, "intermediate_size": 2 * width,
+        "vocab_size": shape.vocab or tokenizer.get_vocab_size(), "hidden_size": width, "intermediate_size": 2 * width,
         "num_hidden_layers": shape.layers, "num_attention_heads": heads, "num_key_value_heads": heads,
         "max_position_embeddings": 4096, "initializer_range": 0.06, "tie_word_embeddings": True,
         "eos_token_id": end, "pad_token_id": pad, "bos_token_id": None, "rope_parameters": rope,

@@ -87,6 +87,11 @@ class Setup:
         return self.processes if self.is_sharded else 1
 
     @property
+    def kept(self) -> float:
+        """Bytes of a trained number where the optimiser finds it: shares of a sharded model are fp32 masters."""
+        return FP32 if self.is_sharded and self.masters == "fp32" else float(self.weight)
+
+    @property
     def has_masters(self) -> bool:
         """fp32 copies beside the weights; shares of a sharded model are fp32 themselves."""
         return self.weight < FP32 and self.masters == "fp32" and not self.is_sharded
@@ -182,8 +187,7 @@ def _staying(model: Architecture, setup: Setup) -> list[Component]:
         Component("features", setup.features, "always", "of images, while the vision tower is frozen"),
     ]
     if trained.rank:
-        size = FP32 if setup.is_sharded else setup.weight
-        adapters = _adapters(model, trained) * size / setup.share
+        adapters = _adapters(model, trained) * setup.kept / setup.share
         found.insert(1, Component("adapters", adapters, "always", f"low-rank matrices, rank {trained.rank}"))
     if setup.reference == "device":
         frozen = model.parameters * setup.weight / setup.share
@@ -194,12 +198,12 @@ def _staying(model: Architecture, setup: Setup) -> list[Component]:
 
 
 def _weights(model: Architecture, setup: Setup) -> float:
-    """Shares of trained weights are fp32; a frozen tower stays whole on every card."""
+    """A frozen tower stays whole on every card."""
     text, tower, trained = model.text, model.vision, setup.trained
-    language = text.parameters * (FP32 if setup.is_sharded and trained.text else setup.weight)
+    language = text.parameters * (setup.kept if trained.text else setup.weight)
     if setup.is_quantised:
         language -= text.layers * sum(text.matrices[name].size for name in trained.targets) * (setup.weight - NF4)
-    vision = tower.parameters * (FP32 if setup.is_sharded and trained.vision else setup.weight)
+    vision = tower.parameters * (setup.kept if trained.vision else setup.weight)
     return language / setup.share + vision / (setup.share if trained.trains_tower else 1)
 
 
@@ -215,7 +219,7 @@ def _adapters(model: Architecture, trained: Trained) -> int:
 def _updating(model: Architecture, setup: Setup, work: Work) -> list[Component]:
     """Layers at work follow the logits: by then gradients of a micro-batch have taken the place of activations."""
     count, how = trained_parameters(model, setup.trained), setup.keeping
-    size = FP32 if setup.has_masters or setup.is_sharded else setup.weight
+    size = FP32 if setup.has_masters else setup.kept
     fresh = float(count * setup.weight) if setup.has_masters or setup.masters == "stochastic" else 0.0
     kept, logits = kept_bytes(model, how, work), logit_bytes(model.text, how, work)
     layer = layer_bytes(model, how, work) + (0.0 if setup.is_sharded else max(0.0, fresh - kept))

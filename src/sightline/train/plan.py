@@ -259,9 +259,13 @@ def _rollouts(recipe: Recipe, outline: Outline, record: Record, stream: Stream) 
     limit = int((stream.sampling or {}).get("max_new_tokens", recipe.sampling.max_new_tokens))
     replies, forks, sampled, turns, images = _conversation(outline, shown, stream, limit)
     for branch in np.ndindex(*stream.branches):
+        # every branch looks closer at a place of its own
+        own = tuple(
+            replace(image, digest=f"{stream.name}{branch[: turn + 1]}{turn}") for turn, image in enumerate(images)
+        )
         yield Rollout(
             prompt=shown, branch=tuple(int(b) for b in branch), prompt_ids=ids, ids=replies, sampled=sampled,
-            logprobs=np.zeros(len(replies)), text="", finish="length", turns=turns, images=images,
+            logprobs=np.zeros(len(replies)), text="", finish="length", turns=turns, images=own,
             forks=forks[: len(stream.branches) - 1],
         )  # fmt: skip
 
