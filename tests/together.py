@@ -7,7 +7,6 @@ Each process writes what it found to OUT/RANK.pt, by name of the scenario.
 
 from __future__ import annotations
 
-import copy
 import os
 import socket
 import subprocess
@@ -22,6 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from conftest import make_record
 from sightline.config import Optim
+from sightline.config.sections import Lora
 from sightline.credit.config import AnchorConfig, FocusConfig, ObjectiveConfig
 from sightline.interventions import Intervention
 from sightline.language.parse import read
@@ -29,13 +29,14 @@ from sightline.language.prompts import prompt
 from sightline.methods.base import Method, MethodConfig
 from sightline.methods.probes import Contrast, RegionAttention
 from sightline.objectives import Loss, LossBatch, LossOutputs, policy_loss
+from sightline.policy.features import freeze_vision
 from sightline.policy.load import Policy, load_policy
 from sightline.sampling.base import Request, SamplingSettings
 from sightline.sampling.local import LocalSampler
 from sightline.train.distributed import World, joined
 from sightline.train.exchange import all_groups
 from sightline.train.learner import Learner
-from sightline.train.reference import FrozenCopy
+from sightline.train.reference import FrozenCopy, keep_reference
 from sightline.train.sharding import shard, whole
 from sightline.types import Group, Score, Scores
 
@@ -69,6 +70,9 @@ SCENARIOS: dict[str, tuple[Method, tuple, str, dict[str, Any]]] = {
     "nobody has images": (plain(), ((), ()), "fsdp", {}),
     "inner steps": (plain(), (*PICTURES, ()), "fsdp", {"optim": Optim(lr=1e-4, clip_norm=0.1, inner_steps=2)}),
     "read-out": (Looking(), PICTURES, "fsdp", {"token_budget": 64}),
+    "frozen tower": (plain(), (PICTURES[0], ()), "fsdp", {"frozen": True}),
+    "adapter": (plain(kl=0.05), PICTURES, "ddp", {"lora": Lora(rank=4)}),
+    "adapter on shares": (plain(kl=0.05), (PICTURES[0], ()), "fsdp", {"lora": Lora(rank=4)}),
 }  # fmt: skip
 
 
@@ -106,19 +110,21 @@ def watch(learner: Learner) -> list[dict[str, torch.Tensor]]:
     return seen
 
 
-def update(folder: Path, world: World, name: str, lora: Any = None) -> dict[str, Any]:
+def update(folder: Path, world: World, name: str) -> dict[str, Any]:
     """One update on given rollouts: gradients, metrics, weights."""
     method, shapes, how, changes = SCENARIOS[name]
     torch.manual_seed(0)
-    policy = load_policy(folder, checkpointing=True, lora=lora)
+    given: dict[str, Any] = {"optim": Optim(lr=1e-4, clip_norm=1e6), "token_budget": 4096, **changes}
+    policy = load_policy(folder, checkpointing=True, lora=given.pop("lora", None))
+    if given.pop("frozen", False):
+        freeze_vision(policy, 64.0)
     groups = groups_of(policy, method, shapes)
-    reference = FrozenCopy(copy.deepcopy(policy.module)) if method.config.objective.kl else None
+    reference = keep_reference(policy, lambda: policy) if method.config.objective.kl else None
     if how == "fsdp" and world.size > 1:
-        if reference is not None:
+        if isinstance(reference, FrozenCopy):
             kept = replace(policy, adapter=reference.module.adapter, module=reference.module)
             shard(kept, world, masters=False)
         shard(policy, world)
-    given: dict[str, Any] = {"optim": Optim(lr=1e-4, clip_norm=1e6), "token_budget": 4096, **changes}
     learner = Learner(policy, given.pop("optim"), steps=4, seed=3, world=world, **given)
     learner.reference = reference
     images = [image for group in groups for image in group.record.images]
@@ -156,9 +162,14 @@ def anchoring(folder: Path, world: World, config: AnchorConfig) -> dict[str, Any
     run: Any = SimpleNamespace(policy=policy, learner=learner, world=world, start_policy=lambda: start)
     gradients, metrics, done = watch(learner), {}, []
     batches = lesson_batches(policy, world.part(lessons), 64)
+    has_text = config.w_lm > 0
+
+    def losses() -> Any:
+        return _losses(run, batches, config, metrics, has_text)
+
     with _row_only(policy, focus) as masks:
-        done.append(learner.descend(_losses(run, batches, config, metrics), 0, lr=1e-3, decays=False, masks=masks))
-    done.append(learner.descend(_losses(run, batches, config, metrics), 1))
+        done.append(learner.descend(losses(), 0, lr=1e-3, decays=False, masks=masks, is_partial=not has_text))
+    done.append(learner.descend(losses(), 1, is_partial=not has_text))
     with whole(policy):
         weights = {n: p.detach().clone() for n, p in policy.model.named_parameters()}
     metrics = world.total(metrics) | {f"{k}/{i}": v for i, row in enumerate(done) for k, v in row.items()}

@@ -65,13 +65,16 @@ def anchor(run: Run) -> tuple[list[Group], StepStats]:
     batches = lesson_batches(run.policy, found.lessons, run.recipe.train.token_budget)
     if run.world.any(bool(batches))[0]:
         figures: dict[str, float] = {}
-        losses = _losses(run, batches, config, figures)
+        (has_text,) = run.world.any(any(_has_text(b.batch, config) for b in batches))
+        losses = _losses(run, batches, config, figures, has_text)
         if run.step - run.stage_start < config.row_steps:
             with _row_only(run.policy, focus) as masks:
-                done = run.learner.descend(losses, run.step, lr=config.row_lr, decays=False, masks=masks)
+                done = run.learner.descend(
+                    losses, run.step, lr=config.row_lr, decays=False, masks=masks, is_partial=not has_text
+                )
         else:
             with _frozen(run.policy, "visual" if config.freeze_vision else None):
-                done = run.learner.descend(losses, run.step)
+                done = run.learner.descend(losses, run.step, is_partial=not has_text)
         metrics |= {**run.world.total(figures), **done}
     seconds = {"distil": prepared, "update": time.perf_counter() - started - prepared}
     return [], StepStats(step=run.step, metrics=metrics, seconds=seconds)
@@ -139,21 +142,22 @@ def anchor_loss(
 
 
 def _losses(
-    run: Run, batches: Sequence[LessonBatch], config: AnchorConfig, metrics: dict[str, float]
+    run: Run, batches: Sequence[LessonBatch], config: AnchorConfig, metrics: dict[str, float], has_text: bool
 ) -> Iterator[Tensor]:
-    """The loss of each micro-batch, one after the other; their figures add up in `metrics`."""
+    """The loss of each micro-batch, one after the other; their figures add up in `metrics`.
+
+    With sharded weights, text in one of them (`has_text`) makes all processes compute log-probs in each.
+    """
     counts = {"records": sum(int(b.used.sum()) for b in batches), "tokens": sum(len(b.batch.target) for b in batches)}
     count = {name: int(number) for name, number in run.world.total(counts).items()}
     start, lockstep = run.start_policy() if config.w_kl else None, run.learner.lockstep
-    has_text = None
-    if lockstep.is_sharded:
-        (has_text,) = run.world.any(any(_has_text(b.batch, config) for b in batches))
+    agreed = has_text if lockstep.is_sharded else None
     for lessons, batch in lockstep.over(batches, lambda lessons: lessons.batch):
         if lessons is None:
-            yield _idle(run.policy, batch, config, start=start, has_text=bool(has_text))
+            yield _idle(run.policy, batch, config, start=start, has_text=has_text)
             continue
         given = replace(lessons, batch=batch)
-        loss, parts = anchor_loss(run.policy, given, config, **count, start=start, has_text=has_text)
+        loss, parts = anchor_loss(run.policy, given, config, **count, start=start, has_text=agreed)
         for name, value in parts.items():
             metrics[name] = metrics.get(name, 0.0) + value
         yield loss

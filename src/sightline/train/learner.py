@@ -201,13 +201,13 @@ class Learner:
         loss.backward()
         self.optimiser.collect()
 
-    def _apply(self, *, decays: bool = True) -> float:
+    def _apply(self, *, decays: bool = True, is_partial: bool = False) -> float:
         """One optimiser step on the gradients of all processes; returns their norm before clipping."""
         masters = self.optimiser.weights.masters
-        if self.lockstep.is_sharded:
-            forget_unreached(self.world, [m for m in masters if m not in self.optimiser.adamw.state])
-        else:
+        if not self.lockstep.is_sharded:
             sum_gradients(self.world, masters)
+        elif is_partial:
+            forget_unreached(self.world, masters)
         return self.optimiser.apply(decays=decays)
 
     def imitate(self, batches: Sequence[Batch], step: int) -> Update:
@@ -235,6 +235,7 @@ class Learner:
         lr: float | None = None,
         decays: bool = True,
         masks: Sequence[tuple[Tensor, Tensor]] = (),
+        is_partial: bool = False,
     ) -> dict[str, float]:
         """One optimiser step on a sum of losses, each of which is gone before the next is computed.
 
@@ -244,6 +245,7 @@ class Learner:
             lr: learning rate in place of the schedule's.
             decays: with weight decay.
             masks: parameters of which only the entries with a 1 are trained.
+            is_partial: the loss ends below the head and leaves some parameters without a gradient.
         """
         rate = self._set_lr(step)
         self.policy.model.train()
@@ -256,7 +258,7 @@ class Learner:
                 grad.mul_(laid_out(mask, grad))
         if lr is not None:
             self.optimiser.set_lr(lr)
-        norm = self._apply(decays=decays)
+        norm = self._apply(decays=decays, is_partial=is_partial)
         return {"update/grad_norm": norm, "update/lr": rate if lr is None else lr}
 
     def _minibatches(self, groups: Sequence[Group], step: int, epoch: int) -> Iterator[list[Group]]:

@@ -15,6 +15,7 @@ from sightline.policy.focus import token_id
 from sightline.rewards.answer import accuracies
 from sightline.sampling.base import Request
 from sightline.sampling.local import LocalSampler
+from sightline.train.sharding import whole
 from sightline.train.supervised import demonstration, replies
 from sightline.types import Prompt, Record, Rollout
 
@@ -83,10 +84,10 @@ def _distilled(run: Run, asked: Sequence[Prompt], attempts: int) -> list[str | N
     start = run.start_policy()
     requests = [Request(prompt, (attempts,)) for prompt in asked]
     sampler = LocalSampler(start, rows=run.recipe.sampling.batch)
+    with whole(start):
+        sampled = sampler.sample(requests, run.settings, seed=run.recipe.train.seed, step=run.step)
     found: list[str | None] = []
-    for prompt, rollouts in zip(
-        asked, sampler.sample(requests, run.settings, seed=run.recipe.train.seed, step=run.step), strict=True
-    ):
+    for prompt, rollouts in zip(asked, sampled, strict=True):
         texts = [r.text.removeprefix(prompt.forced_prefix) for r in rollouts if r.finish == "stop"]
         sizes = [image.size for image in prompt.images]
         scores = accuracies([read(text, start.frame, sizes) for text in texts], prompt.record, run.judge)

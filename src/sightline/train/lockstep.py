@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from sightline.policy.batch import Batch, collate
+from sightline.policy.features import tower
 from sightline.policy.tree import Path, Segment, build_tree
 from sightline.train.distributed import World
-from sightline.train.sharding import is_sharded, tower
+from sightline.train.sharding import is_sharded
 
 if TYPE_CHECKING:
     from sightline.policy.load import Policy

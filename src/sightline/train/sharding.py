@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sightline.errors import UserError
+from sightline.policy.features import tower
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -32,7 +33,6 @@ __all__ = [
     "shard",
     "sharing",
     "sum_gradients",
-    "tower",
     "whole",
 ]
 
@@ -99,11 +99,6 @@ def shard(policy: Policy, world: World, *, masters: bool = True) -> None:
         policy.module(idle_batch(policy))  # the first forward decides which module is the root
     for part in units(policy.module):
         part.reshard()
-
-
-def tower(policy: Policy) -> Any:
-    """The vision tower."""
-    return _stock(policy).model.visual
 
 
 def _stock(policy: Policy) -> Any:
