@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -12,17 +12,16 @@ import torch
 from sightline.credit.weights import normalised_weights
 from sightline.methods.grpo import GRPO, GRPOConfig
 from sightline.policy.batch import Batch, collate
-from sightline.policy.flops import EVERYTHING, Flops, Work, padded_work, tree_work, update_flops
+from sightline.policy.flops import padded_work, tree_work
 from sightline.policy.packing import Packer
 from sightline.policy.readout import MapReadout, MassReadout
 from sightline.policy.tree import build_tree, rollout_path
 from sightline.types import Group
 
 if TYPE_CHECKING:
-    from sightline.policy.architecture import Architecture
     from sightline.policy.load import Policy
 
-__all__ = ["PaddedSide", "ReadSide", "Side", "TreeSide", "weighted"]
+__all__ = ["PaddedSide", "TRLSide", "TreeSide", "weighted"]
 
 Kind = Literal["none", "one_row", "rows", "masses"]
 
@@ -36,23 +35,15 @@ def weighted(groups: Sequence[Group]) -> list[Group]:
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One way to compute the update: forward, loss and backward from cleared gradients, and its model FLOPs."""
-
-    name: str
-    update: Callable[[], None]
-    work: Work
-
-    def flops(self, model: Architecture) -> Flops:
-        return update_flops(model, self.work, EVERYTHING)
-
-
 class TreeSide:
     """What the learner does between two optimiser steps, building trees and batches included."""
 
-    def __init__(self, policy: Policy, groups: Sequence[Group], kind: Kind = "none", rows: int = 1) -> None:
+    def __init__(
+        self, policy: Policy, groups: Sequence[Group], kind: Kind = "none", rows: int = 1, layers: int = 0
+    ) -> None:
         self.policy, self.groups, self.kind, self.rows = policy, weighted(groups), kind, rows
+        count = policy.model.config.text_config.num_hidden_layers
+        self.layers = range(count)[-layers:]
         self.packer = Packer(policy, 10**9)
         self.method = GRPO(GRPOConfig())
         trees = [self.packer.part(i, g).tree for i, g in enumerate(groups)]
@@ -70,18 +61,17 @@ class TreeSide:
             loss.backward()
 
     def _readout(self, batch: Batch) -> Any:
-        """Read-outs of every layer: maps with a loss on them, or masses on four segments."""
+        """Read-outs of the last layers: maps with a loss on them, or masses on four segments."""
         if self.kind == "none":
             return None
-        layers = range(self.policy.model.config.text_config.num_hidden_layers)
         rows = batch.predictor[-self.rows :][None]
         is_visual = batch.ids[0] == self.policy.image_token
         if self.kind == "masses":
             place = torch.arange(len(is_visual), device=rows.device)
             parts = [is_visual & (place % 4 == 0), is_visual & (place % 4 != 0), ~is_visual & (place % 2 == 0)]
             segments = torch.stack([*parts, ~is_visual & (place % 2 != 0)])[None].float()
-            return MassReadout(rows, segments, layers)
-        return MapReadout(rows, batch.visual_at[None], layers)
+            return MassReadout(rows, segments, self.layers)
+        return MapReadout(rows, batch.visual_at[None], self.layers)
 
 
 class PaddedSide:

@@ -135,5 +135,5 @@ def visual_keys(policy: Policy, batch: Batch) -> torch.Tensor:
 
 def anchoring(maps: Sequence[torch.Tensor]) -> torch.Tensor:
     """A loss on maps of several layers that no symmetry makes flat: minus the log of a weighted mass."""
-    weights = torch.linspace(0, 1, maps[0].shape[-1], dtype=maps[0].dtype)
+    weights = torch.linspace(0, 1, maps[0].shape[-1], dtype=maps[0].dtype, device=maps[0].device)
     return -torch.stack([(m @ weights).log().mean() for m in maps]).sum()

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sightline.cli import main
+from sightline.train.timing import peak_flops
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -27,9 +28,13 @@ def test_training_resumes_and_its_checkpoint_answers(tmp_path: Path, dtype: str,
     folder = tmp_path / "run"
     train = ["train", "grpo", "--out", str(folder), *SMALL, "--model.dtype", dtype, "--train.checkpoint_every", "1"]
     assert run(*train, "--train.steps", "2") == 0
-    assert run(*train, "--train.steps", "3") == 0
+    assert run(*train, "--train.steps", "3", "--model.compile", "true") == 0
     steps = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     assert {row["step"] for row in steps if "metrics" in row} == {0, 1, 2}
+    last = [row for row in steps if "metrics" in row][-1]
+    assert {"wait", "sample", "update", "optimise"} <= set(last["seconds"])
+    if peak_flops(torch.device("cuda")):
+        assert 0 < last["metrics"]["update/mfu"] < 1
     capfd.readouterr()
 
 
@@ -45,4 +50,4 @@ def test_asking_and_evaluating(tmp_path: Path, capfd: pytest.CaptureFixture) -> 
     capfd.readouterr()
     for mode in ("textual", "crops"):
         assert run("ask", str(data), "--mode", mode, "--device", "cuda", "--json", "--limit", "2") == 0
-    assert run("eval", str(data), "--device", "cuda", "--dtype", "bfloat16", "--out", str(tmp_path / "eval")) == 0
+    assert run("eval", "--data", str(data), "--device", "cuda", "--dtype", "bfloat16", "--out", str(tmp_path / "e.jsonl")) == 0

@@ -31,7 +31,9 @@ def test_cuda_equals_cpu(
         trees = [tree_of(policy, rollouts(policy, seed)) for seed in range(2)]
         batch = collate([trees], policy.pixels, pad=policy.pad, device=device)
         rows = batch.predictor[None]
-        segments = torch.softmax(torch.randn(1, 4, batch.ids.shape[1], generator=torch.Generator().manual_seed(0)), 1)
+        # rows are wider on CUDA, which pads them
+        segments = torch.softmax(torch.randn(1, 2048, 4, generator=torch.Generator().manual_seed(0)), 2).mT
+        segments = segments[..., : batch.ids.shape[1]]
         visual = torch.nonzero(batch.ids[0] == policy.image_token)[None, :, 0]
         maps, masses = MapReadout(rows, visual, LAYERS), MassReadout(rows, segments, LAYERS)
         logprobs = policy.module(batch, readout=Readouts([maps, masses])).logprobs

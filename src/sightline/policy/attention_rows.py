@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sightline.policy.attention import TreeLayout
+from sightline.policy.batch import sent
 
 __all__ = ["Block", "HeadGroup", "MapRows", "Rule", "head_groups", "map_blocks", "mass_blocks", "mass_rows", "rows_of"]
 
@@ -66,7 +67,15 @@ def head_groups(heads: Sequence[int], fold: int, device: torch.device) -> list[H
     found: dict[int, list[int]] = {}
     for place, head in enumerate(heads):
         found.setdefault(head // fold, []).append(place)
-    return [HeadGroup(key, _span(torch.tensor(places, device=device))) for key, places in found.items()]
+    return [HeadGroup(key, _places(places, device)) for key, places in found.items()]
+
+
+def _places(places: Sequence[int], device: torch.device) -> Index:
+    """Ascending places as a slice if they are contiguous; told on the host, which need not ask the device."""
+    first, last = places[0], places[-1]
+    if last - first + 1 == len(places):
+        return slice(first, last + 1)
+    return sent(torch.tensor(places), device)
 
 
 def rows_of(
@@ -74,7 +83,9 @@ def rows_of(
 ) -> Float[Tensor, "rows heads queries *width"]:
     """Picks the requested positions of the chosen heads out of (rows, heads, tokens, ...); unused slots get token 0."""
     batch = torch.arange(len(rows), device=rows.device)[:, None, None]
-    chosen = torch.tensor(list(heads), device=rows.device)[None, :, None]
+    is_all = len(heads) == values.shape[1] and isinstance(heads, range)
+    picked = torch.arange(len(heads), device=rows.device) if is_all else sent(torch.tensor(list(heads)), rows.device)
+    chosen = picked[None, :, None]
     return values[batch, chosen, rows.clamp(min=0)[:, None]]
 
 

@@ -29,8 +29,12 @@ def compile_blocks(adapter: ModelAdapter, *, backend: str = "inductor") -> None:
     allow_shapes()
     switch_attention(adapter.model, in_graph(attention), NAME)
     for block in _blocks(adapter.model):
-        is_decoder = hasattr(block, "self_attn")
-        block.compile(dynamic=not is_decoder, backend=backend)
+        if hasattr(block, "self_attn"):
+            block.compile(dynamic=False, backend=backend)
+        else:
+            # Qwen2.5-VL's vision blocks are 3,420 wide inside, for which the card has only slow kernels
+            padded = {"options": {"force_shape_pad": True}} if backend == "inductor" else {}
+            block.compile(dynamic=True, backend=backend, **padded)
 
 
 def uncompiled() -> AbstractContextManager[Any]:

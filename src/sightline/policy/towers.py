@@ -6,11 +6,13 @@ stand in one sequence, so one variable-length call does for all of them.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.vision_utils import (
     get_vision_cu_seqlens,
@@ -22,7 +24,7 @@ from transformers.vision_utils import (
 from sightline.kernels import within_segments
 from sightline.policy.batch import sent
 
-__all__ = ["NAME", "prepared", "switch_tower"]
+__all__ = ["NAME", "embedded", "prepared", "switch_tower"]
 
 NAME = "sightline_flash"
 """transformers hands lengths to attention functions whose name says flash; to others it hands one window at a time."""
@@ -31,11 +33,23 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 def switch_tower(tower: Any) -> None:
-    """Puts a tower that stands on CUDA in half precision on variable-length attention; any other keeps its own."""
+    """Puts a tower that stands on CUDA in half precision on variable-length attention; any other keeps its own.
+
+    Its first layer is a convolution whose stride is its window, which is a matrix product; the convolution is slower
+    and rounds fp32 to ten bits.
+    """
     here = tower.patch_embed.proj.weight
+    if here.is_cuda:
+        tower.patch_embed.forward = partial(embedded, tower.patch_embed.proj)
     if here.is_cuda and here.dtype in HALF and tower.config._attn_implementation == "sdpa":
         ALL_ATTENTION_FUNCTIONS.register(NAME, within_segments)
         tower.config._attn_implementation = NAME
+
+
+def embedded(convolution: Any, patches: Tensor) -> Tensor:
+    """Patches through a convolution that covers each of them whole."""
+    weight = convolution.weight
+    return functional.linear(patches.to(weight.dtype), weight.flatten(1), convolution.bias)
 
 
 def prepared(tower: Any, grids: Int[Tensor, "images 3"], device: torch.device) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from sightline.train.mismatch import corrected
 from sightline.train.optimiser import Optimiser
 from sightline.train.sharding import forget_unreached, laid_out, sum_gradients, whole
 from sightline.train.supervised import supervised_loss
+from sightline.train.timing import Phases, Usage
 from sightline.types import Credit, Group
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class Learner:
         self.optimiser = Optimiser([p for p in policy.module.parameters() if p.requires_grad], optim, masters)
         self.reference: Reference | None = None
         self.progress = 0.0
+        self.phases, self.usage = Phases(policy.device), Usage(policy)
         self.schedule(0, steps)
 
     def schedule(self, first: int, steps: int, lr: float | None = None) -> None:
@@ -118,22 +120,25 @@ class Learner:
 
     def step(self, groups: Sequence[Group], method: Method, step: int) -> Update:
         """One rollout batch: `inner_steps x epochs` optimiser steps over minibatches of whole groups."""
-        started = time.perf_counter()
+        self.phases = Phases(self.policy.device)
         objective = method.config.objective
         is_prunable = objective.kl == 0 and not _acts_without_advantage(method)
         parts: list[dict[str, float]] = []
         lr = self._set_lr(step)
         self.progress = min(1.0, (step - self.first) / max(1, self.steps))
-        for epoch in range(self.optim.epochs):
-            for minibatch in self._minibatches(groups, step, epoch):
-                parts.append(self._optimise(minibatch, method, is_prunable))
+        with self.phases.timed("update"):
+            for epoch in range(self.optim.epochs):
+                for minibatch in self._minibatches(groups, step, epoch):
+                    parts.append(self._optimise(minibatch, method, is_prunable))
         metrics = {
             k: float(np.mean([p[k] for p in parts if k in p])) for k in dict.fromkeys(k for p in parts for k in p)
         }
         for key in ("update/tokens", "update/tokens_unshared"):
             metrics[key] = float(sum(p.get(key, 0.0) for p in parts))
         metrics["update/lr"] = lr
-        return Update(metrics=metrics, seconds={"update": time.perf_counter() - started})
+        seconds = self.phases.seconds()
+        seconds["update"] -= seconds.get("optimise", 0.0)
+        return Update(metrics={**metrics, **self.usage.metrics(seconds["update"])}, seconds=seconds)
 
     def _optimise(self, groups: Sequence[Group], method: Method, is_prunable: bool) -> dict[str, float]:
         objective = method.config.objective
@@ -144,6 +149,7 @@ class Learner:
         ]
         carried = [g for g in (_carrying(g, is_prunable) for g in weighted) if len(g)]
         terms: dict[str, float] = {}
+        losses: list[dict[str, Tensor | float]] = []
         bounded = sum(bool(g.record.regions) for g in carried)
         own = [g for g in carried if not isinstance(g, Elsewhere)]
         self.policy.model.train()
@@ -153,8 +159,10 @@ class Learner:
                 continue
             loss, tokens = self._loss(replace(packed, batch=bare), own, method, bounded)
             terms["update/tokens"] = terms.get("update/tokens", 0.0) + tokens
+            losses.append(loss)
+        for loss in losses:  # read only now, so that the device need not wait between micro-batches
             for name, value in loss.items():
-                terms[name] = terms.get(name, 0.0) + value
+                terms[name] = terms.get(name, 0.0) + float(value)
         terms = self.world.total(terms)
         carried_weight = sum(float(c.weight.sum()) for g in carried for c in g.credits)
         for name in [n for n in terms if n.startswith("policy/")]:
@@ -167,7 +175,7 @@ class Learner:
 
     def _loss(
         self, packed: Packed, groups: Sequence[Group], method: Method, bounded: int
-    ) -> tuple[dict[str, float], int]:
+    ) -> tuple[dict[str, Tensor | float], int]:
         """Forward and backward of one micro-batch; its terms and tokens."""
         members = [groups[part.group] for part in packed.parts]
         batch = _with_measured(packed.batch.with_credit([g.credits for g in members]), members)
@@ -178,7 +186,8 @@ class Learner:
         batch, engine = corrected(batch, members, outputs.logprobs, self.importance_cap)
         loss = method.loss(cast("LossBatch", batch), outputs)
         self._backward(loss.total, outputs.logprobs)
-        return {**{name: float(value) for name, value in loss.terms.items()}, **engine}, batch.tokens
+        self.usage.add(packed)
+        return {**{name: value.detach() for name, value in loss.terms.items()}, **engine}, batch.tokens
 
     def _with_reference(self, batch: Batch, method: Method) -> Batch:
         if self.reference is None or method.config.objective.kl == 0:
@@ -208,7 +217,8 @@ class Learner:
             sum_gradients(self.world, masters)
         elif is_partial:
             forget_unreached(self.world, masters)
-        return self.optimiser.apply(decays=decays)
+        with self.phases.timed("optimise"):
+            return self.optimiser.apply(decays=decays)
 
     def imitate(self, batches: Sequence[Batch], step: int) -> Update:
         """One supervised step: the mean log-prob of all demonstrated tokens rises."""

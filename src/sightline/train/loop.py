@@ -7,6 +7,7 @@ the credit, and the reporter shows it. What is particular to a paper stands in `
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +22,7 @@ from sightline.train.run import Run, gather, open_run, sample
 from sightline.train.saving import save
 from sightline.train.scoring import credit, score
 from sightline.train.supervised import imitate
+from sightline.train.timing import Phases
 from sightline.types import Group, StepStats
 
 if TYPE_CHECKING:
@@ -55,15 +57,18 @@ def train(recipe: Recipe, folder: Path, reporter: Reporter, world: World | None 
         reporter.start(run.manifest(), resume_step=run.step, decode_piece=run.policy.piece, frame=run.policy.frame)
         if run.step == 0:
             evaluate(run, reporter, "start")
+        between = Phases(run.policy.device)
         while run.step < run.steps:
             run.enter_stage()
             groups, stats = learn(run)
             run.step += 1
-            reporter.step(stats, groups)
+            reporter.step(replace(stats, seconds={**stats.seconds, **between.seconds()}), groups)
+            between = Phases(run.policy.device)
             if run.is_due(recipe.train.evaluate_every) and run.step < run.steps:
                 evaluate(run, reporter, f"step {run.step}")
             if (run.is_due(recipe.train.checkpoint_every) or run.is_best) and run.step < run.steps:
-                save(run)
+                with between.timed("checkpoint"):  # stands in the line of the next step
+                    save(run)
         if not run.is_finished:
             evaluate(run, reporter, "end")
             save(run, is_finished=True)
@@ -80,9 +85,10 @@ def learn(run: Run) -> tuple[list[Group], StepStats]:
 def reinforce(run: Run) -> tuple[list[Group], StepStats]:
     """One step of reinforcement learning."""
     recipe, method = run.recipe, run.method
-    rounds = Rounds(recipe.data.records_per_step, recipe.train.dynamic_sampling.max_rounds)
+    rounds = Rounds(recipe.data.records_per_step, recipe.train.dynamic_sampling.max_rounds, run.policy.device)
     while rounds.missing:  # one round, or more where dynamic sampling replaces groups without signal
-        records = run.data.next(rounds.missing)
+        with rounds.timed("wait"):
+            records = run.data.next(rounds.missing)
         own = run.world.part(records)
         with rounds.timed("sample"):
             run.follow()

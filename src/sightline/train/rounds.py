@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
+import torch
 
+from sightline.train.timing import Phases
 from sightline.types import Group
 
 __all__ = ["Rounds", "carries_signal"]
@@ -28,11 +29,12 @@ class Rounds:
     Args:
         wanted: groups of a full batch.
         extra: further rounds allowed.
+        device: where the policy runs.
     """
 
-    def __init__(self, wanted: int, extra: int = 0) -> None:
+    def __init__(self, wanted: int, extra: int = 0, device: torch.device | None = None) -> None:
         self.wanted, self.extra = wanted, extra
-        self.seconds: dict[str, float] = {}
+        self.phases = Phases(device or torch.device("cpu"))
         self._kept: list[Group] = []
         self._flat: list[Group] = []
         self._rounds = self._sampled = self._tokens = 0
@@ -60,12 +62,14 @@ class Rounds:
             (self._kept if is_kept else self._flat).append(group)
         self._rounds += 1
 
-    @contextmanager
-    def timed(self, part: str) -> Iterator[None]:
+    def timed(self, part: str) -> AbstractContextManager[None]:
         """Adds the seconds of one part of a round."""
-        started = time.perf_counter()
-        yield
-        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - started
+        return self.phases.timed(part)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each part so far."""
+        return self.phases.seconds()
 
     def metrics(self) -> dict[str, float]:
         used = sum(len(g) for g in self.groups)

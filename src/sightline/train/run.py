@@ -258,6 +258,7 @@ def _trained(recipe: Recipe, method: Method, saved: Saved | None, world: World) 
 
 def policy_of(recipe: Recipe, method: Method, checkpoint: Path | None, load_policy: Any, world: World) -> Policy:
     """The policy of a checkpoint, or the one to start from, with the tokens that the method's stages need."""
+    from sightline.policy.compiled import compile_blocks
     from sightline.policy.focus import add_focus_token
     from sightline.train.trained import choose_trained
 
@@ -269,6 +270,11 @@ def policy_of(recipe: Recipe, method: Method, checkpoint: Path | None, load_poli
     )  # fmt: skip
     tokens = [add_focus_token(policy, stage.focus) for stage in method.stages() if stage.focus is not None]
     choose_trained(policy, model, tokens)
+    if model.compile:
+        if policy.device.type != "cuda":
+            raise UserError("layers are compiled on CUDA only", where="model.compile",
+                            hint="leave it out, or --model.device cuda")  # fmt: skip
+        compile_blocks(policy.adapter)
     return policy
 
 

@@ -10,11 +10,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-__all__ = ["Phases", "peak_flops"]
+from sightline.policy.architecture import architecture
+from sightline.policy.flops import Trained, Work, tree_work, update_flops
+
+if TYPE_CHECKING:
+    from sightline.policy.load import Policy
+    from sightline.policy.packing import Packed
+
+__all__ = ["Phases", "Usage", "peak_flops"]
 
 DENSE_BF16 = {
     "B200": 2250e12, "H200": 989e12, "H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12, "H800": 989e12, "H20": 148e12,
@@ -71,3 +78,42 @@ class Phases:
             spent = begin.elapsed_time(end) / 1e3 if self._is_cuda else end - begin
             found[phase] = found.get(phase, 0.0) + spent
         return found
+
+
+class Usage:
+    """Model FLOPs of an update over what the card could have done in the same time (MFU).
+
+    Counted are unique tree tokens, visible pairs, images and scored tokens, forward and backward, without anything
+    that is computed a second time. Only where the peak of the card is known.
+
+    Args:
+        policy: the policy that is trained.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._peak = peak_flops(policy.device)
+        self._work = Work()
+
+    def add(self, packed: Packed) -> None:
+        """Counts one micro-batch."""
+        if self._peak is not None:
+            pixels = self._policy.pixels
+            self._work += tree_work([p.tree for p in packed.parts], pixels.grid, pixels.processor.merge_size)
+
+    def metrics(self, seconds: float) -> dict[str, float]:
+        """MFU of what was counted since the last call, if it took so long on this card."""
+        work, self._work = self._work, Work()
+        if self._peak is None or seconds <= 0:
+            return {}
+        flops = update_flops(architecture(self._policy.model.config), work, self._trained()).total
+        return {"update/mfu": flops / seconds / self._peak}
+
+    def _trained(self) -> Trained:
+        own = {n: p for n, p in self._policy.model.named_parameters() if p.requires_grad}
+        factors = {n.split(".")[-3]: p for n, p in own.items() if "lora_A" in n}
+        tower = any(".visual." in n and "lora_" not in n for n in own)
+        if not factors:
+            return Trained(text=any(".layers." in n for n in own), vision=tower)
+        rank = min(min(p.shape) for p in factors.values())
+        return Trained(text=False, vision=tower, rank=int(rank), targets=tuple(factors))
