@@ -114,7 +114,8 @@ def test_conversations_hold_every_turn_and_its_crop() -> None:
     length, reply = found.unshared[0][0]
     assert reply == turns * 40
     assert length > found.prompts[0] + reply + (turns - 1) * found.visual[0]
-    # first turns are shared: a crop per first branch and turn
+    first, second = one.branches
+    assert len(found.works[0].grids) == 1 + first + (turns - 2) * first * second
     assert found.works[0].scored < len(found.unshared[0]) * reply
 
 
@@ -124,6 +125,12 @@ def test_passes_of_probes_and_old_logprobs() -> None:
     assert planned("papo", looked=1).passes.scoring >= 2  # as it is, and with changed images
     assert planned("ivgr", *SCENES, looked=1).passes.reference == 1
     assert planned("ivgr", *SCENES, "--method.objective.kl", "0", looked=1).passes.reference == 0
+
+
+def test_replies_of_a_share_of_their_limit() -> None:
+    whole, quarter = (planned("grpo", looked=1, length=share) for share in (1.0, 0.25))
+    assert whole.works[0].scored == 4 * quarter.works[0].scored
+    assert whole.prompts == quarter.prompts
 
 
 def test_a_padded_batch_costs_more_than_trees_in_closed_form() -> None:

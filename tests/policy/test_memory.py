@@ -14,7 +14,7 @@ from sightline.policy.activations import kept_bytes, logit_bytes
 from sightline.policy.architecture import architecture
 from sightline.policy.flops import EVERYTHING, Trained, Work, tree_work
 from sightline.policy.load import Policy, load_policy
-from sightline.policy.memory import CARDS, Memory, Sampled, Setup, fits, memory, trained_parameters
+from sightline.policy.memory import CARDS, Sampled, Setup, fits, memory, trained_parameters
 from sightline.policy.packing import Packed, Packer
 from sightline.policy.published import published_config
 from sightline.train.masters import MasterWeights
@@ -137,13 +137,12 @@ def test_adapters_have_the_published_number_of_parameters() -> None:
 
 
 def test_block_of_logits_is_bounded() -> None:
+    from sightline.policy import activations, forward
+
+    assert activations.BLOCK == forward.BLOCK
     how = Setup().keeping
     few, many = (logit_bytes(SEVEN.text, how, replace(WORK, scored=n)) for n in (1000, 10**6))
     assert few == many == 2 * 2 * 152064 * (2**27 // 152064)
-
-
-def at_work(needs: Memory) -> float:
-    return sum(c.bytes for c in needs if c.phase == "update")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ __all__ = ["describe"]
 
 GIB = 2**30
 MANY = (2, 4, 8)
+QUARTER = 0.25
 
 
 def describe(recipe: Recipe, folder: Path) -> str:
@@ -38,11 +39,13 @@ def _cost(recipe: Recipe) -> Iterator[tuple[str, str]]:
     from sightline.train.plan import plan
 
     outline = open_outline(recipe.model)
-    found = plan(recipe, outline, processes=int(os.environ.get("WORLD_SIZE", "1")))
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    found = plan(recipe, outline, processes=processes)
+    shorter = plan(recipe, outline, processes=processes, length=QUARTER)
     yield from _counted(found, recipe)
     yield from _computed(found)
     yield from _held(found)
-    yield from _lasting(found, recipe)
+    yield from _lasting(found, shorter, recipe)
 
 
 def _counted(found: Plan, recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -157,18 +160,20 @@ def _variants(found: Plan) -> Iterator[tuple[str, Memory]]:
                 yield f"torchrun --nproc-per-node {cards} -m sightline train ... (each card)", shared
 
 
-def _lasting(found: Plan, recipe: Recipe) -> Iterator[tuple[str, str]]:
+def _lasting(found: Plan, shorter: Plan, recipe: Recipe) -> Iterator[tuple[str, str]]:
     from sightline.train.pace import assumed_pace, seconds
 
     pace = assumed_pace(found, recipe.model.device, recipe.model.threads)
-    each = seconds(found, pace)
+    each, short = seconds(found, pace), seconds(shorter, pace)
     sampling = "sampling not counted (servers)" if each.sampling is None else f"sampling {_time(each.sampling)}"
     scoring = f"scoring {_time(each.scoring)}, " if each.scoring else ""
     parts = f"{sampling}, {scoring}update {_time(each.update)}"
     yield "time", f"about {_time(each.total)} per step if every reply is as long as it may be: {parts}"
     stages = [(stage, steps) for stage, steps in found.stages if steps]
     learning = sum(steps for stage, steps in stages if stage.kind == "reinforcement")
-    yield "", f"{_time(learning * each.total)} for {learning} steps of reinforcement, evaluation not counted"
+    yield "", f"about {_time(short.total)} if they are a quarter as long"
+    both = f"{_time(learning * short.total)} to {_time(learning * each.total)}"
+    yield "", f"{both} for {learning} steps of reinforcement, evaluation not counted"
     for stage, steps in stages:
         if stage.kind != "reinforcement":
             kind = "supervised" if stage.anchor is None else "anchoring"

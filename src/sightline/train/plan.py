@@ -188,7 +188,7 @@ def trained_of(recipe: Recipe, model: Architecture) -> Trained:
     )  # fmt: skip
 
 
-def plan(recipe: Recipe, outline: Outline, *, processes: int = 1, looked: int = LOOKED_AT) -> Plan:
+def plan(recipe: Recipe, outline: Outline, *, processes: int = 1, looked: int = LOOKED_AT, length: float = 1.0) -> Plan:
     """Counts a step of a recipe without arms.
 
     Args:
@@ -196,6 +196,7 @@ def plan(recipe: Recipe, outline: Outline, *, processes: int = 1, looked: int = 
         outline: its policy.
         processes: cards.
         looked: records to encode, at most.
+        length: of every reply, as a share of its limit.
 
     Raises:
         UserError: the records cannot be read.
@@ -208,7 +209,7 @@ def plan(recipe: Recipe, outline: Outline, *, processes: int = 1, looked: int = 
     for record in records:
         rollouts: list[Rollout] = []
         for stream in method.streams(record):
-            made = list(_rollouts(recipe, outline, record, stream))
+            made = list(_rollouts(recipe, outline, record, stream, length))
             streams[stream.name] += len(made)
             prompts.append(len(made[0].prompt_ids))
             visual.append(int((made[0].prompt_ids == outline.image_token).sum()))
@@ -248,15 +249,16 @@ def _records(recipe: Recipe, looked: int) -> list[Record]:
     return [source.at(i * source.size // count) for i in range(count)]
 
 
-def _rollouts(recipe: Recipe, outline: Outline, record: Record, stream: Stream) -> Iterator[Rollout]:
-    """The rollouts of one prompt, every reply as long as it may be."""
+def _rollouts(recipe: Recipe, outline: Outline, record: Record, stream: Stream, length: float) -> Iterator[Rollout]:
+    """The rollouts of one prompt, every reply as long as it may be, or a share of that."""
     from sightline.language.prompts import prompt
 
     shown = prompt(
         record, stream.name, stream.template, outline.style, forced_prefix=stream.forced_prefix, frame=outline.frame
     )
     ids = outline.encode(shown).ids
-    limit = int((stream.sampling or {}).get("max_new_tokens", recipe.sampling.max_new_tokens))
+    most = int((stream.sampling or {}).get("max_new_tokens", recipe.sampling.max_new_tokens))
+    limit = max(1, round(most * length))
     replies, forks, sampled, turns, images = _conversation(outline, shown, stream, limit)
     for branch in np.ndindex(*stream.branches):
         # every branch looks closer at a place of its own
