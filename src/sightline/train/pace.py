@@ -63,9 +63,9 @@ def assumed_pace(plan: Plan, device: str, threads: int, utilisation: float = 0.3
     if not plan.setup.is_cuda:
         peak = _measured(threads)
         return Pace(
-            flops=0.45 * peak, decoding=0.15 * peak, bandwidth=None,
+            flops=0.3 * peak, decoding=0.1 * peak, bandwidth=None,
             said=f"{peak / 1e9:.0f} GFLOP/s measured now on {threads} thread{'s' * (threads > 1)}, of which updates "
-            "are taken to reach 45 % and sampling 15 %",
+            "are taken to reach 30 % and sampling 10 %",
         )  # fmt: skip
     name, peak = _card(device)
     bandwidth = next((b for part, b in BANDWIDTH.items() if part in name), BANDWIDTH["H100"])
