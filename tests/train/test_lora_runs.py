@@ -79,6 +79,7 @@ def equal(one: Any, other: Any) -> bool:
     ],
     ids=["lora", "dora", "small", "qlora", "dropout", "stochastic", "focus"],
 )
+@pytest.mark.slow
 def test_a_run_resumes_bit_by_bit(tmp_path: Path, words: list[str]) -> None:
     if "8bit" in words or "nf4" in words:
         pytest.importorskip("bitsandbytes")
