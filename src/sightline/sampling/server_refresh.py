@@ -105,7 +105,7 @@ class Refresher:
         """
         started = time.perf_counter()
         self._count += 1
-        version = f"{self._run}-{self._count}"
+        version = self.world.broadcast(f"{self._run}-{self._count}")
         self.carrier.prepare(policy, version, is_main=self.world.is_main)
         self.version = "" if self.carrier.kind == "none" else version
         found = self._delivered(policy, pool, fingerprint) if self.world.is_main else None
