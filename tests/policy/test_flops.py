@@ -193,3 +193,19 @@ def test_adapters_are_what_they_dispatch() -> None:
     inputs = maps[1].size  # the first map's input needs no gradient, neither through it nor through its adapter
     expected = 2 * tokens * (sum(m.size for m in maps) + adapters + inputs + 2 * adapters - rank * maps[0].inputs)
     assert counted(run) == expected
+
+
+@pytest.mark.parametrize("targets", ["language", "all"])
+def test_lora_is_what_the_model_dispatches(policy: Policy, checkpoints: Any, targets: Any) -> None:
+    from sightline.config.sections import Lora
+
+    own = load_policy(checkpoints[policy.family], lora=Lora(rank=4, targets=targets))
+    packed = packed_of(own)
+    model, work = architecture(policy.model.config), work_of(own, packed)
+    trained = Trained(text=False, vision=False, rank=4, adapts_vision=targets == "all")
+    padding = Work(tokens=packed.batch.ids.numel() - work.tokens)
+    outputs: list[Any] = []
+    forward = counted(lambda: outputs.append(own.module(packed.batch)))
+    backward = counted(lambda: outputs[0].logprobs.sum().backward())
+    assert forward == (forward_flops(model, work, trained) + forward_flops(model, padding, trained)).total
+    assert backward == (backward_flops(model, work, trained) + backward_flops(model, padding, trained)).total

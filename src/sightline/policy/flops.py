@@ -87,7 +87,7 @@ class Trained:
         vision: the weights of the vision tower.
         rank: of the LoRA factors beside `targets`; 0 for none.
         targets: linear maps of a decoder layer that have an adapter.
-        adapts_vision: all linear maps of the vision tower have one too.
+        adapts_vision: all maps of the vision tower have one too, the patch embedding included.
         embeddings: rows of the input embeddings (a `<Focus>` row too); gradients then reach below the first layer.
     """
 
@@ -230,10 +230,11 @@ def _tower(tower: Tower, work: Work) -> _Tower:
 
 
 def _tower_adapters(tower: Tower, work: Work, trained: Trained) -> float:
-    """Forward FLOPs of adapters beside every linear map of the tower."""
+    """Forward FLOPs of adapters beside every map of the tower, the patch embedding too."""
     if not trained.adapts_vision:
         return 0.0
-    blocks = _patches(work) * tower.layers * sum(m.adapter(trained.rank) for m in tower.matrices.values())
+    block = sum(m.adapter(trained.rank) for m in tower.matrices.values())
+    blocks = _patches(work) * (tower.layers * block + tower.patch_embedding.adapter(trained.rank))
     return 2.0 * (blocks + tower.cells(work.grids) * tower.mergers * sum(m.adapter(trained.rank) for m in tower.merger))
 
 
@@ -243,10 +244,8 @@ def _tower_backward(tower: Tower, work: Work, trained: Trained) -> float:
     once, adapters = _tower(tower, work), 2 * _tower_adapters(tower, work, trained)
     if trained.vision:  # the patches themselves need no gradient
         return once.patches + 2 * (once.linear + once.attention) + adapters
-    first = tower.matrices["qkv"]  # nothing below it is trained
-    return (
-        once.linear + 2 * once.attention + adapters - 2.0 * _patches(work) * (first.size + trained.rank * first.inputs)
-    )
+    patches = 2.0 * _patches(work) * trained.rank * tower.patch_embedding.inputs
+    return once.linear + 2 * once.attention + adapters - patches
 
 
 def _patches(work: Work) -> int:

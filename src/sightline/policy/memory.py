@@ -213,6 +213,7 @@ def _adapters(model: Architecture, trained: Trained) -> int:
     if trained.adapts_vision:
         count += tower.layers * sum(m.adapter(trained.rank) for m in tower.matrices.values())
         count += tower.mergers * sum(m.adapter(trained.rank) for m in tower.merger)
+        count += tower.patch_embedding.adapter(trained.rank)
     return count
 
 
