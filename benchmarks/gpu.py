@@ -16,6 +16,7 @@ measured ratio reaches. MFU is model FLOPs, without recomputation, over time and
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import sys
 import tempfile
@@ -23,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from harness import print_json, print_table, settle
@@ -76,8 +78,8 @@ class Bench:
 
     def __init__(self, name: str, shape: Shape, arguments: argparse.Namespace) -> None:
         import torch
-        from gpu_models import make_group, make_policy
 
+        from gpu_models import make_group, make_policy
         from sightline.policy.architecture import architecture
         from sightline.train.timing import peak_flops
 
@@ -95,6 +97,7 @@ class Bench:
         self.rows: list[list[str]] = []
         self.found: dict[str, Timed] = {}
         self.figures: dict[str, float] = {}
+        self.trl: Any = None
 
     def run(self, label: str, side: Any, row: int = 3) -> Timed | None:
         """Times one side; what does not fit into memory is reported as such."""
@@ -147,7 +150,6 @@ class Bench:
 def compare(bench: Bench) -> None:
     """All sides as they are, then with compiled layers, and the ratios."""
     from gpu_sides import PaddedSide, TreeSide
-
     from sightline.policy.compiled import compile_blocks
 
     policy, groups, count = bench.policy, bench.groups, bench.arguments.rows
@@ -157,14 +159,8 @@ def compare(bench: Bench) -> None:
         "padded, vision shared": PaddedSide(policy, groups, "shared", count),
         "padded, vision per rollout": per_image,
     }
-    if bench.arguments.trl:
-        with _stock(policy), tempfile.TemporaryDirectory() as folder:
-            from gpu_sides import TRLSide
-
-            trl = TRLSide(policy, groups, max(1, count // 2), folder)
-            policy.model.train()
-            bench.run("TRL", trl, row=1)  # which reads back within every update
-            sides["TRL"] = trl
+    if bench.trl is not None:
+        sides["TRL"] = bench.trl
     for label, side in sides.items():
         if label != "TRL":
             bench.run(label, side)
@@ -178,6 +174,23 @@ def compare(bench: Bench) -> None:
         ratios += [[f"compiled tree: {r[0]}", *r[1:]] for r in bench.against(peers, sides["tree"], "tree, compiled")]
     _readouts(bench)
     _print(bench, ratios)
+
+
+def after_trl(bench: Bench, name: str, shape: Shape, arguments: argparse.Namespace) -> Bench:
+    """TRL's side first, then a bench with a policy of its own: its trainer changes the model it is given."""
+    from gpu_sides import TRLSide
+
+    with _stock(bench.policy), tempfile.TemporaryDirectory() as folder:
+        trl = TRLSide(bench.policy, bench.groups, max(1, arguments.rows // 2), folder)
+        bench.policy.model.train()
+        bench.run("TRL", trl, row=1)  # which reads back within every update
+    found, rows, figures = bench.found, bench.rows, bench.figures
+    work = SimpleNamespace(work=trl.work)
+    del bench, trl
+    gc.collect()
+    fresh = Bench(name, shape, arguments)
+    fresh.found, fresh.rows, fresh.figures, fresh.trl = found, rows, figures, work
+    return fresh
 
 
 def _readouts(bench: Bench) -> None:
@@ -258,6 +271,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="print the kernels of one update of the tree")
     arguments = parser.parse_args()
     import torch
+
     from gpu_models import IVGR, TINY
     from gpu_sides import TreeSide
 
@@ -267,6 +281,8 @@ def main() -> None:
     figures: dict[str, float] = {}
     for name in ["tiny"] if arguments.tiny else arguments.model or ["3B"]:
         bench = Bench(name, TINY if arguments.tiny else IVGR, arguments)
+        if arguments.trl:
+            bench = after_trl(bench, name, TINY if arguments.tiny else IVGR, arguments)
         compare(bench)
         if arguments.profile:
             profile(bench, TreeSide(bench.policy, bench.groups).update)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from sightline.policy.load import Policy
 
-__all__ = ["MODELS", "IVGR", "TINY", "Shape", "make_group", "make_policy"]
+__all__ = ["IVGR", "MODELS", "TINY", "Shape", "make_group", "make_policy"]
 
 PATCH, MERGE = 14, 2
 MARKS = {"vision_start_token_id": -4, "vision_end_token_id": -3, "image_token_id": -2, "video_token_id": -1}
@@ -82,7 +82,11 @@ def make_policy(name: str, device: torch.device, dtype: torch.dtype, shape: Shap
 
     wanted = MODELS[name]
     width = wanted["text"]["hidden_size"] // wanted["text"]["num_attention_heads"]
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [width // 8, width * 3 // 16, width * 3 // 16]}
+    rope: dict[str, Any] = {
+        "rope_type": "default",
+        "rope_theta": 1e6,
+        "mrope_section": [width // 8, width * 3 // 16, width * 3 // 16],
+    }
     vocab = wanted["text"]["vocab_size"]
     config = Qwen2_5_VLConfig(
         text_config={**wanted["text"], "rope_parameters": rope, "max_position_embeddings": 32768},
@@ -90,7 +94,7 @@ def make_policy(name: str, device: torch.device, dtype: torch.dtype, shape: Shap
         **{mark: vocab + place for mark, place in MARKS.items()},
     )  # fmt: skip
     model = skeleton(config, "Qwen2_5_VLForConditionalGeneration", dtype)
-    _give_memory(model, device)
+    _give_memory(model, device, dtype)
     revive_buffers(model, device)
     torch.manual_seed(0)
     with torch.no_grad():
@@ -112,8 +116,8 @@ def make_policy(name: str, device: torch.device, dtype: torch.dtype, shape: Shap
     )  # fmt: skip
 
 
-def _give_memory(model: Any, device: torch.device) -> None:
-    """Empty parameters on the device; those that are shared stay shared."""
+def _give_memory(model: Any, device: torch.device, dtype: torch.dtype) -> None:
+    """Empty parameters of one number format on the device; those that are shared stay shared."""
     import torch
 
     made: dict[int, Any] = {}
@@ -121,7 +125,7 @@ def _give_memory(model: Any, device: torch.device) -> None:
         for key, p in module._parameters.items():
             if p is not None:
                 if id(p) not in made:
-                    made[id(p)] = torch.nn.Parameter(torch.empty_like(p, device=device))
+                    made[id(p)] = torch.nn.Parameter(torch.empty_like(p, device=device, dtype=dtype))
                 module._parameters[key] = made[id(p)]
 
 

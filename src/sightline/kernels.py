@@ -121,9 +121,7 @@ def logprobs(
     return chosen - total, total, entropy
 
 
-def logit_gradient(
-    z: Tensor, bias: Tensor, target: Tensor, total: Tensor, grad: Tensor, temperature: float
-) -> Tensor:
+def logit_gradient(z: Tensor, bias: Tensor, target: Tensor, total: Tensor, grad: Tensor, temperature: float) -> Tensor:
     """grad (onehot(target) - exp(s - total)) / temperature, in the precision of z."""
     is_target = torch.arange(z.shape[1], device=z.device) == target[:, None]
     p = torch.exp(_scores(z, bias, temperature) - total[:, None])

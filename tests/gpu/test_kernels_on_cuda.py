@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from conftest import FAMILIES, picture
-from sightline.policy.attention import dense_mask
 from sightline.kernels import attended, compiled
+from sightline.policy.attention import dense_mask
 from sightline.policy.flex import block_mask
 from sightline.policy.forward import TokenLogprobs
 from sightline.policy.fused import FusedLogprobs
@@ -82,7 +82,9 @@ def test_vision_equals_the_cpu(checkpoints: dict[str, Path], family: str, dtype:
         visual = policy.pixels.batch(images)
         out = policy.adapter.vision(visual.pixels.to(device), visual.grids)
         out.features.float().square().sum().backward()
-        gradient = [p.grad.flatten().float().cpu() for p in policy.model.model.visual.parameters() if p.grad is not None]
+        gradient = [
+            p.grad.flatten().float().cpu() for p in policy.model.model.visual.parameters() if p.grad is not None
+        ]
         results.append((out.features.detach().float().cpu(), torch.cat(gradient)))
     assert (policy.model.model.visual.config._attn_implementation == NAME) == (dtype == "bfloat16")
     for a, b in zip(*results, strict=True):

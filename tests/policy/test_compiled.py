@@ -34,10 +34,9 @@ def hidden(policy: Policy, batch: Batch, **more: object) -> torch.Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.filterwarnings("ignore")
-def test_a_layer_is_captured_once_for_all_layers_and_steps(
-    checkpoints: dict[str, Path], family: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_layer_is_captured_once_for_all_layers_and_steps(checkpoints: dict[str, Path], family: str) -> None:
     from torch._dynamo.utils import counters
+
     plain, policy = load_policy(checkpoints[family]), load_policy(checkpoints[family])
     batch = batch_of(plain, 0)
     with torch.no_grad():

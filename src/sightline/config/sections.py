@@ -181,6 +181,12 @@ class Data(Section):
     )
     limit: int | None = Field(default=None, ge=1, description="use only the first so many records; null for all")
     shuffle: bool = Field(default=True, description="draw the records in a new order in every epoch")
+    workers: int | None = Field(
+        default=None,
+        ge=0,
+        le=64,
+        description="threads that prepare images ahead, with the same result; null for 4 on CUDA and none elsewhere",
+    )
     records_per_step: int = Field(
         default=32, ge=1, le=65536, description="records per training step, each at most once"
     )

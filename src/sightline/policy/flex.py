@@ -24,6 +24,7 @@ __all__ = ["BLOCK", "block_mask", "bucket"]
 BLOCK = 128
 """Queries and keys of one block of the mask."""
 
+
 def bucket(tokens: int) -> int:
     """The width that a row of so many tokens is padded to: multiples of 128, eight to every doubling above 1,024.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,7 @@ class Pixels:
         self._capacity = int(capacity * 2**20)
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
         self._bytes = 0
+        self._coming: dict[str, tuple[Future[Tensor], int]] = {}
 
     def grid(self, image: ImageRef) -> tuple[int, int]:
         """Rows and columns of visual tokens after merging."""
@@ -73,6 +75,17 @@ class Pixels:
         if cached is not None:
             self._cache.move_to_end(image.digest)
             return cached
+        coming = self._coming.pop(image.digest, None)
+        patches = self.prepared(image) if coming is None or coming[0].cancelled() else coming[0].result()
+        self._cache[image.digest] = patches
+        self._bytes += patches.nbytes
+        while self._bytes > self._capacity and len(self._cache) > 1:
+            _, old = self._cache.popitem(last=False)
+            self._bytes -= old.nbytes
+        return patches
+
+    def prepared(self, image: ImageRef) -> Float[Tensor, "patches patch_width"]:
+        """Opens, resizes and cuts one image, without a look at the cache; runs in any thread."""
         from sightline.images import open_image
 
         out = self.processor(images=[open_image(image)], return_tensors="pt")
@@ -82,13 +95,25 @@ class Pixels:
             raise ValueError(
                 f"{image.path or image.digest}: processor grid {h}x{w} disagrees with {self.frame.describe()}"
             )
-        patches = out["pixel_values"]
-        self._cache[image.digest] = patches
-        self._bytes += patches.nbytes
-        while self._bytes > self._capacity and len(self._cache) > 1:
-            _, old = self._cache.popitem(last=False)
-            self._bytes -= old.nbytes
-        return patches
+        return out["pixel_values"]
+
+    def expects(self, image: ImageRef) -> bool:
+        """Whether an image is ready or under way."""
+        return image.digest in self._cache or image.digest in self._coming
+
+    def has_room(self, image: ImageRef) -> bool:
+        """Whether one more image under way would fit into half of the cache, beside what is in use."""
+        return 2 * (sum(size for _, size in self._coming.values()) + self._size(image)) <= self._capacity
+
+    def expect(self, image: ImageRef, future: Future[Tensor]) -> None:
+        """An image that another thread prepares; who asks for it first waits for it."""
+        self._coming[image.digest] = future, self._size(image)
+
+    def _size(self, image: ImageRef) -> int:
+        """Bytes of an image's patches."""
+        rows, columns = self.grid(image)
+        side = self.processor.patch_size * self.processor.merge_size
+        return rows * columns * side**2 * 3 * self.processor.temporal_patch_size * 4
 
     def batch(self, images: Sequence[tuple[ImageRef, int]]) -> VisualInput:
         """Collects the distinct images of a batch; `images` pairs each occurrence with its first flat index."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sightline.geometry.frames import Frame
     from sightline.methods.base import Context, Method, Stage, Stream
     from sightline.policy.load import Policy
+    from sightline.policy.prefetch import Prefetch
     from sightline.sampling.base import SamplingSettings, TrainingSampler
     from sightline.train.checkpoint import Checkpoints, Saved
     from sightline.train.learner import Learner
@@ -54,6 +55,13 @@ class Run:
     history: list[Mapping[str, float]] = field(default_factory=list)
     judged: dict[str, float] = field(default_factory=dict)
     start: Policy | None = None
+    prefetch: Prefetch = field(init=False)
+
+    def __post_init__(self) -> None:
+        from sightline.policy.prefetch import Prefetch
+
+        wanted, is_cuda = self.recipe.data.workers, self.policy.device.type == "cuda"
+        self.prefetch = Prefetch(self.policy.pixels, (4 if is_cuda else 0) if wanted is None else wanted)
     world: World = field(default_factory=World)
     followed: int = -1
 
@@ -222,6 +230,7 @@ def open_run(recipe: Recipe, folder: Path, world: World | None = None) -> Iterat
     finally:
         judge.close()
         run.sampler.close()
+        run.prefetch.close()
 
 
 def _trained(recipe: Recipe, method: Method, saved: Saved | None, world: World) -> tuple[Policy, Learner]:
@@ -312,6 +321,7 @@ def sample(run: Run, records: Sequence[Record]) -> list[Rollout]:
     """The Rollouts of every stream of every record, in that order."""
     from sightline.sampling.base import Request
 
+    run.prefetch.start(image for record in records for image in record.images)
     asked = [(record, stream) for record in records for stream in run.method.streams(record)]
     rollouts: list[list[Rollout]] = [[] for _ in asked]
     by_settings: dict[SamplingSettings, list[int]] = {}

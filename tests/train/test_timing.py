@@ -1,0 +1,51 @@
+"""Phases of a step, and the share of a card's peak that an update reaches."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from eager import rollouts
+from sightline.policy.load import Policy
+from sightline.policy.packing import Packer
+from sightline.train import timing
+from sightline.train.timing import Phases, Usage, peak_flops
+from sightline.types import Group, Reading
+
+
+def test_a_phase_that_runs_twice_adds_up() -> None:
+    phases = Phases(torch.device("cpu"))
+    for _ in range(2):
+        with phases.timed("sample"):
+            time.sleep(0.01)
+    with pytest.raises(KeyError), phases.timed("score"):
+        raise KeyError
+    found = phases.seconds()
+    assert set(found) == {"sample", "score"}
+    assert 0.02 <= found["sample"] < 1
+
+
+def test_only_known_cards_have_a_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert peak_flops(torch.device("cpu")) is None
+    for name, peak in (("NVIDIA H200", 989e12), ("NVIDIA A100-SXM4-80GB", 312e12), ("Some Card", None)):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, name=name: name)
+        assert peak_flops(torch.device("cuda")) == peak
+
+
+def test_mfu_is_model_flops_over_time_and_peak(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = rollouts(policy, 0)
+    packed = next(iter(Packer(policy).groups([Group(
+        record=group[0].record, rollouts=tuple(group), readings=tuple(Reading(text="") for _ in group)
+    )])))  # fmt: skip
+    assert Usage(policy).metrics(1.0) == {}
+    monkeypatch.setattr(timing, "peak_flops", lambda _: 1e9)
+    usage = Usage(policy)
+    usage.add(packed)
+    once = usage.metrics(2.0)["update/mfu"]
+    assert once > 0
+    usage.add(packed)
+    usage.add(packed)
+    assert usage.metrics(1.0)["update/mfu"] == pytest.approx(4 * once)
+    assert usage.metrics(1.0)["update/mfu"] == 0
