@@ -121,7 +121,7 @@ class PaddedSide:
 
 
 class TRLSide:
-    """`GRPOTrainer.compute_loss` and backward on prepared inputs, in micro-batches of rows, as its trainer takes them."""
+    """`GRPOTrainer.compute_loss` and backward on prepared inputs, in micro-batches of rows."""
 
     def __init__(self, policy: Policy, groups: Sequence[Group], rows: int, folder: str) -> None:
         self.policy, self.rows = policy, rows

@@ -71,7 +71,8 @@ def in_graph(attention: Callable[..., Any]) -> Callable[..., Any]:
     """An attention function for compiled layers: a block mask by itself stays in the graph, all else is `attention`."""
     from torch.nn.attention.flex_attention import BlockMask
 
-    outside = torch.compiler.disable(attention)
+    disable: Any = torch.compiler.disable
+    outside = disable(attention)
 
     def chosen(
         module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *, scaling: float,
@@ -101,7 +102,7 @@ def within_segments(
 ) -> tuple[Tensor, None]:
     """Attention of (1, heads, patches, width) within segments of the sequence, by one variable-length flash kernel.
 
-    The scale is the kernel's own, width ** -0.5, which is that of the vision towers. Returns (1, patches, heads, width).
+    The scale is the kernel's own, width ** -0.5, as the vision towers have it. Returns (1, patches, heads, width).
     """
     from torch.nn.attention.varlen import varlen_attn
 
