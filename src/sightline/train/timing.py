@@ -25,8 +25,8 @@ __all__ = ["Phases", "Usage", "peak_flops"]
 
 DENSE_BF16 = {
     "B200": 2250e12, "H200": 989e12, "H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12, "H800": 989e12,
-    "H20": 148e12, "A100": 312e12, "A800": 312e12, "A40": 150e12, "A10G": 70e12, "A10": 125e12, "L40S": 362e12, "L40": 181e12,
-    "L4": 121e12, "RTX PRO 6000": 503e12, "RTX 6000 Ada": 364e12, "RTX 5090": 210e12, "RTX 4090": 165e12,
+    "H20": 148e12, "A100": 312e12, "A800": 312e12, "A40": 150e12, "A10G": 70e12, "A10": 125e12, "L40S": 362e12,
+    "L40": 181e12, "L4": 121e12, "RTX PRO 6000": 503e12, "RTX 6000 Ada": 364e12, "RTX 5090": 210e12, "RTX 4090": 165e12,
     "RTX 3090": 71e12,
 }  # fmt: skip
 """Multiplications and additions per second in bf16 with fp32 sums, without sparsity, by part of the card's name, as
