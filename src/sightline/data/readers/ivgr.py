@@ -23,7 +23,10 @@ def read(row: Mapping[str, Any]) -> dict[str, Any]:
     """Maps one row; instances without a box are dropped, as the released code does."""
     question = row.get("query") or _bare(row.get("problem"))
     if not question:
-        raise UserError("missing; `query` or `problem` must hold the question", where="query")
+        raise UserError(
+            "missing; `query` or `problem` must hold the question", where="query",
+            hint="rows in this library's own form: --data.reader ours" if "question" in row else "",
+        )  # fmt: skip
     if row.get("answer") is None:
         raise UserError("missing", where="answer")
     instances = _list(row.get("target_instances"), "target_instances")
