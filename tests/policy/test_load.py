@@ -56,6 +56,13 @@ def test_an_unsupported_family_is_named(copied: Path) -> None:
         load_policy(copied)
 
 
+@pytest.mark.parametrize("kind", [[], {}, None])
+def test_a_family_that_is_no_name_is_refused(copied: Path, kind: object) -> None:
+    edit(copied, "config.json", model_type=kind)
+    with pytest.raises(UserError, match="is not supported"):
+        load_policy(copied)
+
+
 def test_decode_hides_the_turn_marks_only(policy: Policy) -> None:
     ids = policy.tokenizer("<think> a < b</think>naïve <|im_end|>", add_special_tokens=False)["input_ids"]
     assert policy.decode(ids) == "<think> a < b</think>naïve "

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,13 +40,13 @@ def copy(written: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
     return lambda name: Path(shutil.copytree(written[name], tmp_path / name))
 
 
-def change(path: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> None:
+def change(path: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
     tensors = load_file(path)
     edit(tensors)
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def edit_index(folder: Path, edit: Callable[[dict[str, str]], None]) -> None:
+def edit_index(folder: Path, edit: Callable[[dict[str, str]], object]) -> None:
     index = json.loads((folder / INDEX).read_text())
     edit(index["weight_map"])
     (folder / INDEX).write_text(json.dumps(index))
@@ -136,6 +138,59 @@ def test_a_file_without_a_header_is_named(copy: Callable[[str], Path], content: 
     assert SHARDS[2] in refusal(folder).line
 
 
+def edit_header(path: Path, edit: Callable[[dict[str, Any]], bytes | None]) -> None:
+    """Changes the header of a file and leaves the numbers; the edit may also return the header's bytes."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    raw = edit(header) or json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw + content[8 + length :])
+
+
+def moved(begin: int, end: int) -> Callable[[dict[str, Any]], None]:
+    def edit(header: dict[str, Any]) -> None:
+        first, last = header[UP]["data_offsets"]
+        header[UP]["data_offsets"] = [first + begin, last + end]
+
+    return edit
+
+
+def doubled(header: dict[str, Any]) -> bytes:
+    plain = json.dumps(header).encode()
+    return plain[:-1] + f", {json.dumps(UP)}: {json.dumps(header[UP])}}}".encode()
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (moved(0, -2), rf"damaged +{UP} +2558 bytes where 40x32 in BF16 takes 2560"),
+        (moved(-2560, -2560), rf"damaged +{UP} +begins at byte \d+, where \d+ is the next"),
+        (lambda h: h[UP].update(dtype="F64"), rf"damaged +{UP} +2560 bytes where 40x32 in F64 takes 10240"),
+        (lambda h: h[UP].update(data_offsets=["0", "1"]), f"{UP} has no shape, format and place"),
+        (lambda h: h[UP].update(shape="40x32"), f"{UP} has no shape, format and place"),
+        (lambda h: h.update({UP: None}), f"{UP} has no shape, format and place"),
+        (doubled, f"'{UP}' stands in it twice"),
+        (lambda _: b'{"a":' * 200_000, "the header is damaged"),
+        (lambda _: b"[]", "no table of tensors"),
+    ],
+    ids=["short", "over another", "format", "no numbers", "no shape", "nothing", "twice", "deep", "list"],
+)
+def test_a_header_that_cannot_be_so_names_the_tensor(
+    copy: Callable[[str], Path], edit: Callable[[dict[str, Any]], bytes | None], said: str
+) -> None:
+    folder = copy("tied")
+    edit_header(folder / SINGLE, edit)
+    error = refusal(folder)
+    assert re.search(said, "\n".join([error.line, *error.rows]))
+
+
+def test_a_folder_in_place_of_the_file_is_told(copy: Callable[[str], Path]) -> None:
+    folder = copy("tied")
+    (folder / SINGLE).unlink()
+    (folder / SINGLE).mkdir()
+    assert refusal(folder).line == f"{folder / SINGLE}: this is no file"
+
+
 def test_a_pointer_of_git_lfs_is_told_as_such(copy: Callable[[str], Path]) -> None:
     folder = copy("tied")
     (folder / SINGLE).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n")
@@ -162,11 +217,18 @@ def test_an_index_that_does_not_fit_its_files(copy: Callable[[str], Path]) -> No
     assert kinds == {"not where the index says", "not in the index"}
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"weight_map": 3}', "not json"])
+@pytest.mark.parametrize("content", ["[]", "{}", '{"weight_map": 3}', "not json", "[" * 200_000])
 def test_what_is_no_index(copy: Callable[[str], Path], content: str) -> None:
     folder = copy("sharded")
     (folder / INDEX).write_text(content)
     assert INDEX in refusal(folder).line
+
+
+@pytest.mark.parametrize("name", ["config.json", "..", "", 3, None])
+def test_an_index_names_safetensors_files(copy: Callable[[str], Path], name: object) -> None:
+    folder = copy("sharded")
+    edit_index(folder, lambda told: told.update({UP: name}))  # type: ignore[dict-item]
+    assert f"names {name!r}, which is no safetensors file" in refusal(folder).line
 
 
 def test_an_index_stays_in_its_folder(copy: Callable[[str], Path]) -> None:
@@ -189,7 +251,13 @@ def test_quantised_weights_are_refused(copy: Callable[[str], Path]) -> None:
     assert "quantised" in refusal(folder).line
 
 
-@pytest.mark.parametrize(("key", "value"), [("hidden_size", "wide"), ("num_attention_heads", None)])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_size", "wide"), ("num_attention_heads", None), ("num_attention_heads", 0), ("head_dim", -1),
+        ("hidden_act", "odd"), ("vocab_size", 10**30),
+    ],
+)  # fmt: skip
 def test_a_config_that_makes_no_model_is_named(copy: Callable[[str], Path], key: str, value: object) -> None:
     folder = copy("tied")
     config = json.loads((folder / "config.json").read_text())

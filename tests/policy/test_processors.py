@@ -79,6 +79,28 @@ def test_limits_that_are_none_are_refused(tmp_path: Path, bad: dict[str, Any]) -
         image_processor(tmp_path, None, None, Tower(14))
 
 
+@pytest.mark.parametrize("size", ["large", [4096, 90000], 7])
+def test_a_size_without_limits_is_refused(tmp_path: Path, size: object) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**NEW, "size": size}))
+    with pytest.raises(UserError, match="where limits are expected"):
+        image_processor(tmp_path, None, None, Tower(16))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("do_normalize", False), ("do_rescale", False), ("do_resize", False), ("resample", 2), ("image_mean", "half"),
+        ("image_mean", [0.5]), ("image_std", [0.5, 0.5, 0]), ("image_std", [0.5, 0.5, "x"]), ("rescale_factor", 0),
+        ("rescale_factor", [1]),
+    ],
+)  # fmt: skip
+def test_another_preparation_is_refused(tmp_path: Path, key: str, value: object) -> None:
+    """It would be ignored here and done by other engines."""
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**NEW, key: value}))
+    with pytest.raises(UserError, match=f"{key} is "):
+        image_processor(tmp_path, None, None, Tower(16))
+
+
 def test_patches_of_another_model_are_refused(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(NEW))
     with pytest.raises(UserError, match="patch_size is 16, but the vision tower takes 14"):
@@ -138,6 +160,13 @@ def test_no_template_is_an_error(copied: Path) -> None:
         tokenizer_and_template(copied)
 
 
+def test_a_damaged_template_is_told_before_the_weights(copied: Path) -> None:
+    (copied / "chat_template.jinja").write_text("{% for message in messages %}{{ message }}")
+    (copied / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="the chat template is damaged: line 1"):
+        load_policy(copied)
+
+
 def test_a_folder_without_a_tokenizer_is_named(copied: Path) -> None:
     (copied / "tokenizer.json").unlink()  # transformers would make an empty one
     with pytest.raises(UserError, match="no tokenizer") as caught:
@@ -169,6 +198,34 @@ def test_code_in_the_folder_is_never_run(copied: Path, tmp_path: Path) -> None:
     edited(copied / "preprocessor_config.json", auto_map={"AutoImageProcessor": "evil.A"})
     load_policy(copied)
     assert not trace.exists()
+
+
+@pytest.mark.parametrize("mark", ["image_token_id", "video_token_id", "vision_start_token_id"])
+def test_placeholders_are_tokens(copied: Path, mark: str) -> None:
+    edited(copied / "config.json", **{mark: -1})
+    with pytest.raises(UserError, match="no token -1"):
+        load_policy(copied)
+
+
+def test_a_tokenizer_that_its_library_refuses_is_named(copied: Path) -> None:
+    edited(copied / "tokenizer.json", model=None)
+    with pytest.raises(UserError, match="the tokenizer cannot be read"):
+        load_policy(copied)
+
+
+@pytest.mark.parametrize("told", [[], -1, 10**6, "x", True, [7, None]])
+def test_ends_that_are_no_tokens_are_refused(copied: Path, told: object) -> None:
+    (copied / "generation_config.json").write_text(json.dumps({"eos_token_id": told}))
+    (copied / "model.safetensors").unlink()  # told before the weights
+    with pytest.raises(UserError, match="a reply would end with") as caught:
+        load_policy(copied)
+    assert "generation_config.json" in str(caught.value)
+
+
+def test_an_unknown_wording_of_prompts_is_refused(copied: Path) -> None:
+    (copied / "card.json").write_text('{"prompt_style": "odd"}')
+    with pytest.raises(UserError, match="prompt_style is 'odd'"):
+        load_policy(copied)
 
 
 @pytest.mark.parametrize(("told", "ends"), [(7, (7,)), ([7, 9], (7, 9)), (None, None)])

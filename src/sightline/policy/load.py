@@ -27,7 +27,14 @@ from sightline.policy.forward import PolicyModule
 from sightline.policy.hub import checkpoint_folder
 from sightline.policy.layouts import current_name
 from sightline.policy.pixels import Pixels
-from sightline.policy.processors import check_tokens, end_ids, image_processor, read_json, tokenizer_and_template
+from sightline.policy.processors import (
+    check_tokens,
+    end_ids,
+    image_processor,
+    prompt_style,
+    read_json,
+    tokenizer_and_template,
+)
 from sightline.policy.qwen_vl import QwenVL
 from sightline.policy.skeleton import model_config, revive_buffers, skeleton
 from sightline.policy.tree import TreeRules
@@ -169,11 +176,12 @@ def load_policy(
     config, adapter_class, class_name = _config(folder)  # this and what follows may fail: before the weights
     tokenizer, template = tokenizer_and_template(folder)
     check_tokens(tokenizer, config, folder)
+    eos, style = end_ids(folder, tokenizer), prompt_style(folder)
     processor = image_processor(folder, min_pixels, max_pixels, config.vision_config)
     adapter = adapter_class(_model(folder, config, class_name, number_format, place))
     if checkpointing:
         adapter.model.activation_checkpointing_enable({"use_reentrant": False})
-    policy = _assembled(base or str(name_or_path), folder, adapter, tokenizer, template, processor)
+    policy = _assembled(base or str(name_or_path), folder, adapter, tokenizer, template, processor, eos, style)
     if base is not None or lora is not None:
         from sightline.policy.lora import attach, restore
 
@@ -188,7 +196,7 @@ def load_policy(
 def _config(folder: Path) -> tuple[Any, Any, str]:
     """The config of a checkpoint, the adapter of its family and the name of its transformers class."""
     family = read_json(folder / "config.json").get("model_type", "")
-    if family not in ADAPTERS:
+    if not isinstance(family, str) or family not in ADAPTERS:
         raise UserError(f"model type '{family}' is not supported", where=str(folder / "config.json"),
                         hint="supported: " + ", ".join(ADAPTERS))  # fmt: skip
     adapter_class, class_name = ADAPTERS[family]
@@ -208,23 +216,24 @@ def _model(folder: Path, config: Any, class_name: str, dtype: torch.dtype, devic
     return model.eval()
 
 
-def _assembled(name: str, folder: Path, adapter: ModelAdapter, tokenizer: Any, template: str, processor: Any) -> Policy:
+def _assembled(
+    name: str, folder: Path, adapter: ModelAdapter, tokenizer: Any, template: str, processor: Any,
+    eos: tuple[int, ...], style: Literal["full", "compact"],
+) -> Policy:  # fmt: skip
     frame = Frame(
         convention=adapter.convention,
         factor=processor.patch_size * processor.merge_size,
         min_pixels=processor.size["shortest_edge"],
         max_pixels=processor.size["longest_edge"],
     )
-    eos = end_ids(folder, tokenizer)
     # the pad id may double as an end-of-text id, which must stay writable
     marks = sorted(i for i in {*adapter.placeholders()[1], int(tokenizer.pad_token_id)} if i not in eos)
     spare = range(len(tokenizer), int(adapter.model.get_output_embeddings().weight.shape[0]))
     banned = (*marks, *spare)
-    card = read_json(folder / "card.json") if (folder / "card.json").exists() else {}
     return Policy(
         name=name, source=folder, adapter=adapter, tokenizer=tokenizer, template=template, frame=frame, eos=eos,
         module=PolicyModule(adapter, banned), pixels=Pixels(processor, frame),
-        style=card.get("prompt_style", "full"), banned=banned,
+        style=style, banned=banned,
     )  # fmt: skip
 
 

@@ -7,12 +7,16 @@ custom processors silently as bare tokenizers.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sightline.errors import UserError
 
-__all__ = ["PROCESSOR_FILES", "check_tokens", "end_ids", "image_processor", "read_json", "tokenizer_and_template"]
+__all__ = [
+    "PROCESSOR_FILES", "check_tokens", "end_ids", "image_processor", "prompt_style", "read_json",
+    "tokenizer_and_template",
+]  # fmt: skip
 
 PROCESSOR_FILES = (
     "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json",
@@ -26,6 +30,19 @@ PATCHES = {"patch_size": "patch_size", "temporal_patch_size": "temporal_patch_si
 LIMITS = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
 """Key of the image area limits beside `size` -> the same within it."""
 
+MOST_PIXELS = 2**40
+
+MARKS = {
+    "image_token_id": "images", "video_token_id": "videos", "vision_start_token_id": "the start of an image",
+    "vision_end_token_id": "the end of an image",
+}  # fmt: skip
+"""Key of the model's configuration -> what the token stands for."""
+
+STEPS: dict[str, tuple[Any, ...]] = {
+    "do_resize": (None, True), "do_rescale": (None, True), "do_normalize": (None, True), "resample": (None, 3),
+}  # fmt: skip
+"""What is done to every image -> the values that say so; 3 is bicubic."""
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
@@ -37,7 +54,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError("file is missing", where=str(path), hint="is this a checkpoint folder?") from None
-    except ValueError as error:  # not UTF-8, or not JSON
+    except (ValueError, RecursionError) as error:  # not UTF-8, or not JSON
         raise UserError(f"not JSON: {error}", where=str(path)) from None
     if not isinstance(raw, dict):
         raise UserError(f"a JSON object is expected, not {type(raw).__name__}", where=str(path))
@@ -59,7 +76,7 @@ def tokenizer_and_template(folder: Path) -> tuple[Any, str]:
         raise UserError(f"no tokenizer: {files}", where=str(folder), hint="is the download complete?")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+    except Exception as error:  # the library of tokenizers raises nothing more special
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"the tokenizer cannot be read: {reason}", where=str(folder), hint=f"expected {files}"
@@ -73,15 +90,17 @@ def check_tokens(tokenizer: Any, config: Any, folder: Path) -> None:
     """Whether tokenizer and model can belong together.
 
     Raises:
-        UserError: the placeholder of images is no token, or there are more tokens than rows for them.
+        UserError: a placeholder is no token, or there are more tokens than rows for them.
     """
-    words, rows, image = len(tokenizer), config.get_text_config().vocab_size, config.image_token_id
+    words, rows = len(tokenizer), config.get_text_config().vocab_size
     hint = "are these the files of another model?"
     if words > rows:
         raise UserError(f"{words} tokens, but the model has rows for {rows}", where=str(folder), hint=hint)
-    if image >= words:
-        raise UserError(f"no token {image}, which stands for images in the model's configuration", where=str(folder),
-                        hint=hint)  # fmt: skip
+    for key, what in MARKS.items():
+        mark = getattr(config, key, None)
+        if mark is not None and not 0 <= mark < words:
+            raise UserError(f"no token {mark}, which stands for {what} in the model's configuration",
+                            where=str(folder), hint=hint)  # fmt: skip
 
 
 def _template(folder: Path, of_tokenizer: Any) -> str:
@@ -93,6 +112,14 @@ def _template(folder: Path, of_tokenizer: Any) -> str:
         found = found.get("default")
     if not isinstance(found, str):
         raise UserError("no chat template", where=str(folder), hint="expected chat_template.jinja or .json")
+    from jinja2 import TemplateSyntaxError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    try:
+        ImmutableSandboxedEnvironment().parse(found)
+    except TemplateSyntaxError as error:
+        raise UserError(f"the chat template is damaged: line {error.lineno}: {error.message}", where=str(folder),
+                        hint="compare it with the published one") from error  # fmt: skip
     return found
 
 
@@ -109,17 +136,20 @@ def image_processor(folder: Path, min_pixels: int | None, max_pixels: int | None
         tower: config of the vision tower, whose patches must be those of the processor.
 
     Raises:
-        UserError: no limits, or patches that the vision tower does not take.
+        UserError: no limits, patches that the vision tower does not take, or another preparation than resizing
+            (bicubic), rescaling and normalising.
     """
     from transformers import Qwen2VLImageProcessorPil
 
     path, raw = _image_config(folder)
     size = raw.get("size") or {}
+    if not isinstance(size, dict):
+        raise UserError(f"size is {size!r}, where limits are expected", where=str(path))
     given = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     limits = {}
     for flat, nested in LIMITS.items():
         value = next((v for v in (given[flat], raw.get(flat), size.get(nested), size.get(flat)) if v is not None), None)
-        if not isinstance(value, int) or value < 1:
+        if type(value) is not int or not 1 <= value <= MOST_PIXELS:
             raise UserError(f"neither {flat} nor size.{nested} is a number of pixels", where=str(path))
         limits[nested] = value
     for key, of_tower in PATCHES.items():
@@ -128,8 +158,25 @@ def image_processor(folder: Path, min_pixels: int | None, max_pixels: int | None
                 f"{key} is {raw.get(key)}, but the vision tower takes {getattr(tower, of_tower)}", where=str(path),
                 hint="are these the processor files of another model?",
             )  # fmt: skip
+    _check_steps(raw, path)
     keys = (*PATCHES, "image_mean", "image_std", "rescale_factor")
-    return Qwen2VLImageProcessorPil(size=limits, **{k: raw[k] for k in keys if k in raw})
+    return Qwen2VLImageProcessorPil(size=limits, **{k: raw[k] for k in keys if raw.get(k) is not None})
+
+
+def _check_steps(raw: dict[str, Any], path: Path) -> None:
+    """What is done to the numbers of an image is what is known here; engines would do what the file says."""
+    for key, known in STEPS.items():
+        if raw.get(key) not in known:
+            raise UserError(f"{key} is {raw[key]!r}, where {known[-1]} is expected", where=str(path))
+    for key, count in (("image_mean", 3), ("image_std", 3), ("rescale_factor", 1)):
+        value = raw.get(key)
+        numbers: list[Any] = value if isinstance(value, list) and count > 1 else [value]
+        is_sound = len(numbers) == count and all(
+            type(n) in (int, float) and math.isfinite(n) and (n > 0 or key == "image_mean") for n in numbers
+        )
+        if value is not None and not is_sound:
+            kind = "a number above 0" if count == 1 else "a number for each of three colours"
+            raise UserError(f"{key} is {value!r}, where {kind} is expected", where=str(path))
 
 
 def _image_config(folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -143,8 +190,29 @@ def _image_config(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def end_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
-    """The ids that end a reply: those of the generation config, else the tokenizer's."""
+    """The ids that end a reply: those of the generation config, else the tokenizer's.
+
+    Raises:
+        UserError: there is none, or it is no token.
+    """
     path = folder / "generation_config.json"
     raw = read_json(path).get("eos_token_id") if path.exists() else None
-    ids = raw if isinstance(raw, list) else [raw] if raw is not None else [tokenizer.eos_token_id]
-    return tuple(int(i) for i in ids)
+    where = str(folder / "tokenizer_config.json" if raw is None else path)
+    ids = raw if isinstance(raw, list) else [tokenizer.eos_token_id if raw is None else raw]
+    if not ids or any(type(i) is not int or not 0 <= i < len(tokenizer) for i in ids):
+        raise UserError(f"a reply would end with {raw if raw is not None else ids[0]!r}, which is no token",
+                        where=where, hint="eos_token_id is the id of a token, or a list of them")  # fmt: skip
+    return tuple(ids)
+
+
+def prompt_style(folder: Path) -> Literal["full", "compact"]:
+    """The wording of prompts that a shipped policy was taught; full for all others.
+
+    Raises:
+        UserError: its card names another.
+    """
+    path = folder / "card.json"
+    style = read_json(path).get("prompt_style", "full") if path.exists() else "full"
+    if style not in ("full", "compact"):
+        raise UserError(f"prompt_style is {style!r}", where=str(path), hint="full or compact")
+    return style

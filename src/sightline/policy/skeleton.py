@@ -26,8 +26,9 @@ def model_config(folder: Path, class_name: str) -> Any:
     where = str(folder / "config.json")
     try:
         config = getattr(transformers, class_name).config_class.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, StrictDataclassError) as error:
         raise UserError(f"not a configuration of {class_name}: {' '.join(str(error).split())}", where=where) from error
+    config._name_or_path = str(folder)
     if getattr(config, "quantization_config", None) is not None:
         raise UserError("quantised weights can be neither trained nor scored", where=where,
                         hint="take the checkpoint that they were made from")  # fmt: skip
@@ -38,14 +39,22 @@ def skeleton(config: Any, class_name: str, dtype: torch.dtype = torch.float32) -
     """The transformers model of a config, parameters and buffers on the meta device, shared ones shared.
 
     The configs say `dtype` from here on, as they do after transformers' own loading.
+
+    Raises:
+        UserError: the values of the config make no model.
     """
     import transformers
 
     for part in (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))):
         if part is not None:
             part.dtype = dtype
-    with torch.device("meta"):
-        return getattr(transformers, class_name)(config)
+    try:
+        with torch.device("meta"):
+            return getattr(transformers, class_name)(config)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        where = str(Path(config.name_or_path) / "config.json") if config.name_or_path else class_name
+        raise UserError(f"the values make no model: {type(error).__name__}: {reason}", where=where) from error
 
 
 def revive_buffers(model: nn.Module, device: torch.device) -> None:

@@ -7,6 +7,7 @@ tensors are then copied one by one to where they belong: the peak is the model a
 from __future__ import annotations
 
 import json
+import math
 import re
 import struct
 from collections import Counter
@@ -24,11 +25,13 @@ from sightline.progress import track
 __all__ = ["INDEX", "SINGLE", "Misfit", "Stored", "read_weights", "rows", "stored"]
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-FORMATS = ("BF16", "F16", "F32", "F64")
+WIDTHS = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
+"""Number format -> bytes of a number; what is not among them is not read."""
 MOST_ROWS = 12
-ABSENT, CUT, ELSEWHERE, UNLISTED = (
+ABSENT, CUT, DAMAGED, ELSEWHERE, UNLISTED = (
     "in a file that is not there",
     "cut off",
+    "damaged",
     "not where the index says",
     "not in the index",
 )
@@ -182,8 +185,8 @@ def _sources(
         elif entry.shape != tuple(expected.shape):
             detail = f"{_size(entry.shape)} where {_size(expected.shape)} is expected"
             misfits.append(Misfit("of another shape", entry.key, detail, file))
-        elif entry.format not in FORMATS:
-            detail = f"{entry.format}; read are {', '.join(FORMATS)}"
+        elif entry.format not in WIDTHS:
+            detail = f"{entry.format}; read are {', '.join(WIDTHS)}"
             misfits.append(Misfit("of another number format", entry.key, detail, file))
         elif name in kept:
             misfits.append(Misfit("twice", entry.key, f"also as {kept[name].key}", file))
@@ -231,11 +234,14 @@ def _shards(folder: Path) -> _Contents:
     index = folder / INDEX
     try:
         told: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(told.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        names = sorted(set(told.values()), key=str)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"not an index of safetensors files: {error}", where=str(index)) from error
-    if outside := [n for n in names if Path(n).name != n]:
-        raise UserError(f"the index leads out of its folder: {outside[0]}", where=str(index))
+    for name in names:
+        if not isinstance(name, str) or not name.endswith(".safetensors"):
+            raise UserError(f"the index names {name!r}, which is no safetensors file", where=str(index))
+        if Path(name).name != name:
+            raise UserError(f"the index leads out of its folder: {name}", where=str(index))
     all_of = _Contents()
     for name in names:
         mine = [key for key, file in told.items() if file == name]
@@ -252,7 +258,35 @@ def _shards(folder: Path) -> _Contents:
 
 
 def _file(path: Path) -> _Contents:
-    """The header of one file: eight bytes of length, then JSON, then the numbers."""
+    """What the header of one file says, and what cannot be so; the numbers follow it without gaps."""
+    start, header = _header(path)
+    size, contents = path.stat().st_size, _Contents()
+    try:
+        found = sorted((_place_of(key, raw), key, raw) for key, raw in header.items() if key != "__metadata__")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"the header is damaged: {error}", where=str(path)) from error
+    reached = 0
+    for (begin, end), key, raw in found:
+        shape, kind = tuple(raw["shape"]), raw["dtype"]
+        contents.tensors.append(Stored(key=key, file=path, shape=shape, format=kind))
+        detail, wanted = "", math.prod(shape) * WIDTHS.get(kind, 0)
+        if start + end > size:
+            detail = f"needs {start + end} bytes of a file that has {size}"
+            contents.misfits.append(Misfit(CUT, key, detail, path.name))
+        elif begin != reached:
+            detail = f"begins at byte {begin}, where {reached} is the next"
+            contents.misfits.append(Misfit(DAMAGED, key, detail, path.name))
+        elif kind in WIDTHS and end - begin != wanted:
+            detail = f"{end - begin} bytes where {_size(shape)} in {kind} takes {wanted}"
+            contents.misfits.append(Misfit(DAMAGED, key, detail, path.name))
+        reached = max(reached, end)
+    return contents
+
+
+def _header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Where the numbers of a file begin, and its header: eight bytes of length, then JSON."""
+    if not path.is_file():
+        raise UserError("this is no file", where=str(path))
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
@@ -263,15 +297,28 @@ def _file(path: Path) -> _Contents:
             raise UserError(f"the file is cut off or no safetensors file ({size} bytes)", where=str(path),
                             hint="download or copy it again")  # fmt: skip
         try:
-            header = json.loads(file.read(length))
-            entries = {k: (tuple(v["shape"]), v["dtype"], v["data_offsets"][1]) for k, v in header.items()
-                       if k != "__metadata__"}  # fmt: skip
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            header = json.loads(file.read(length), object_pairs_hook=_distinct)
+        except (ValueError, RecursionError) as error:
             raise UserError(f"the header is damaged: {error}", where=str(path)) from error
-    contents = _Contents()
-    for key, (shape, kind, end) in entries.items():
-        contents.tensors.append(Stored(key=key, file=path, shape=shape, format=kind))
-        if 8 + length + end > size:
-            detail = f"needs {8 + length + end} bytes of a file that has {size}"
-            contents.misfits.append(Misfit(CUT, key, detail, path.name))
-    return contents
+    if not isinstance(header, dict):
+        raise UserError("the header is damaged: no table of tensors", where=str(path))
+    return 8 + length, header
+
+
+def _distinct(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"{Counter(key for key, _ in pairs).most_common(1)[0][0]!r} stands in it twice")
+    return found
+
+
+def _place_of(key: str, raw: Any) -> tuple[int, int]:
+    """First byte of a tensor and the one behind its last, counted from the end of the header."""
+    try:
+        shape, (begin, end), kind = raw["shape"], raw["data_offsets"], raw["dtype"]
+        is_sound = all(type(n) is int and n >= 0 for n in (*shape, begin, end)) and begin <= end
+    except (KeyError, TypeError, ValueError):
+        is_sound, kind, begin, end = False, "", 0, 0
+    if not is_sound or not isinstance(kind, str):
+        raise ValueError(f"{key} has no shape, format and place that can be read")
+    return begin, end
