@@ -43,6 +43,7 @@ def test_one_key_switches_the_adapter_on() -> None:
         (("--model.kernels", "liger", "--model.device", "cuda", "--model.compile", "true"), "choose one"),
         (("--model.lora.rank", "0"), "rank"),
         (("--model.lora.targets", "vision"), "targets"),
+        (("--model.lora.targets", "[]"), "names no layer; leave it at language"),
         (("--model.lora.quantise", "int4"), "quantise"),
         (("--optim.states", "4bit"), "states"),
     ],

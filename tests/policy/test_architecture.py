@@ -27,6 +27,13 @@ def test_parameters_are_those_of_the_model(policy: Policy) -> None:
     assert model.vision.parameters == sum(p.numel() for p in policy.model.model.visual.parameters())
 
 
+def test_linear_layers_are_those_of_the_model(policy: Policy) -> None:
+    layers = {n: m for n, m in policy.model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
+    found = architecture(policy.model.config).linear
+    assert found.keys() == layers.keys()
+    assert all((m.inputs, m.outputs) == (layers[n].in_features, layers[n].out_features) for n, m in found.items())
+
+
 @pytest.mark.parametrize("family", CLASSES)
 def test_an_untied_head_counts(family: str) -> None:
     raw: dict[str, Any] = {**config_of(family), "tie_word_embeddings": False}

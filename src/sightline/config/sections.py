@@ -61,11 +61,19 @@ class Lora(Section):
     )
     targets: Literal["language", "all"] | Names = Field(
         default="language",
-        description="layers: all linear ones of the language model, those of the vision tower too, or names",
+        description="layers: all linear ones of the language model, those of the vision tower too, or names, each of "
+        "the language model's layers so called, else of the tower's",
     )
     quantise: Literal["nf4"] | None = Field(
         default=None, description="keep the frozen weights of these layers in four bits (QLoRA); null keeps model.dtype"
     )
+
+    @field_validator("targets")
+    @classmethod
+    def _names_something(cls, value: Any) -> Any:
+        if not isinstance(value, str) and (not value or "" in value):
+            raise ValueError("names no layer; leave it at language, or give names: [q_proj, v_proj]")
+        return value
 
 
 class Model(Section):

@@ -16,6 +16,8 @@ from sightline.errors import UserError
 
 __all__ = ["Architecture", "Matrix", "Text", "Tower", "architecture"]
 
+FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
+
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
@@ -179,6 +181,24 @@ class Architecture:
     @property
     def parameters(self) -> int:
         return self.text.parameters + self.vision.parameters
+
+    @property
+    def linear(self) -> dict[str, Matrix]:
+        """Every linear layer but the output matrix, by the name of its module."""
+        tower, gated = self.vision, self.vision.is_gated
+        kind = {"qkv": "attn", "proj": "attn"}
+        own = {"up": "up_proj" if gated else "linear_fc1", "down": "down_proj" if gated else "linear_fc2"}
+        found = {
+            f"model.visual.blocks.{i}.{kind.get(name, 'mlp')}.{own.get(name, name)}": matrix
+            for i in range(tower.layers) for name, matrix in tower.matrices.items()
+        }  # fmt: skip
+        places = ["merger", *(f"deepstack_merger_list.{i}" for i in range(tower.mergers - 1))]
+        ends = ("mlp.0", "mlp.2") if gated else ("linear_fc1", "linear_fc2")
+        found |= {f"model.visual.{p}.{e}": m for p in places for e, m in zip(ends, tower.merger, strict=True)}
+        return found | {
+            f"model.language_model.layers.{i}.{'mlp' if name in FEED_FORWARD else 'self_attn'}.{name}": matrix
+            for i in range(self.text.layers) for name, matrix in self.text.matrices.items()
+        }  # fmt: skip
 
 
 def architecture(config: Any) -> Architecture:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -24,11 +23,12 @@ from torch import Tensor, nn
 from sightline.config.sections import Lora as LoraSettings
 from sightline.errors import UserError
 from sightline.policy.forward import PolicyModule
+from sightline.policy.targets import expression
 
 if TYPE_CHECKING:
     from sightline.policy.load import Policy
 
-__all__ = ["LoraSettings", "attach", "merge", "restore", "save_adapter", "train_rows"]
+__all__ = ["LoraSettings", "attach", "merge", "peft_library", "restore", "save_adapter", "train_rows"]
 
 ADAPTER, NOTES, ROWS = "adapter_model.safetensors", "lora.json", "token_rows.safetensors"
 
@@ -39,8 +39,9 @@ def attach(policy: Policy, lora: LoraSettings) -> None:
     Raises:
         UserError: a library is missing, or the targets name no linear layer.
     """
-    peft = _peft()
-    targets = _targets(policy.model, lora.targets)
+    peft = peft_library()
+    linear = [name for name, m in policy.model.named_modules() if isinstance(m, nn.Linear)]
+    targets = expression(linear, lora.targets)
     config = peft.LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, use_dora=lora.dora, target_modules=targets,
         bias="none",
@@ -86,7 +87,7 @@ def merge(policy: Policy) -> None:
         unpack(stock)
         policy.adapter.model = stock
         _wrap(policy, config)
-        _peft().set_peft_model_state_dict(policy.model, adapter)
+        peft_library().set_peft_model_state_dict(policy.model, adapter)
     _replace_model(policy, policy.model.merge_and_unload())
 
 
@@ -121,7 +122,7 @@ def restore(policy: Policy, folder: Path, lora: LoraSettings | None = None) -> N
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    peft = _peft()
+    peft = peft_library()
     notes = json.loads((folder / NOTES).read_text()) if (folder / NOTES).exists() else {}
     kind = json.loads((folder / "adapter_config.json").read_text()).get("peft_type")
     if kind != "LORA":
@@ -143,7 +144,12 @@ def restore(policy: Policy, folder: Path, lora: LoraSettings | None = None) -> N
     peft.set_peft_model_state_dict(policy.model, saved)
 
 
-def _peft() -> Any:
+def peft_library() -> Any:
+    """peft.
+
+    Raises:
+        UserError: it is missing.
+    """
     # peft imports bitsandbytes where it is installed, and without CUDA that warns of a kernel that nobody asked for
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
@@ -153,23 +159,6 @@ def _peft() -> Any:
             "LoRA needs the library peft", where="model.lora", hint="pip install 'sightline[train]'"
         ) from error
     return peft
-
-
-def _targets(model: nn.Module, targets: str | tuple[str, ...]) -> str | list[str]:
-    """What peft calls target modules: an expression for whole names, or names of layers."""
-    linear = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)]
-    if not isinstance(targets, str):
-        missing = [t for t in targets if not any(n == t or n.endswith(f".{t}") for n in linear)]
-        if missing:
-            known = sorted({n.rpartition(".")[2] for n in linear if n != "lm_head"})
-            raise UserError(f"no linear layer is called {', '.join(missing)}", where="model.lora.targets",
-                            hint="layers here: " + ", ".join(known))  # fmt: skip
-        return list(targets)
-    parts = ("language_model",) if targets == "language" else ("language_model", "visual")
-    names = [n.split(".") for n in linear if any(f".{part}." in f".{n}" for part in parts)]
-    # a number alone would also be that of a block
-    last = sorted({re.escape(".".join(n[-2:] if n[-1].isdigit() else n[-1:])) for n in names})
-    return rf"(?:.*\.)?(?:{'|'.join(parts)})\..*\.(?:{'|'.join(last)})"
 
 
 def _wrap(policy: Policy, config: Any) -> None:
