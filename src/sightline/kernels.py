@@ -68,7 +68,11 @@ def attended(query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: floa
 
 
 def in_graph(attention: Callable[..., Any]) -> Callable[..., Any]:
-    """An attention function for compiled layers: a block mask by itself stays in the graph, all else is `attention`."""
+    """An attention function for compiled layers: a block mask by itself stays in the graph, all else is `attention`.
+
+    So is every call of a layer that runs as it was written, as those of a copy do: uncompiled, FlexAttention would fill
+    in all pairs.
+    """
     from torch.nn.attention.flex_attention import BlockMask
 
     disable: Any = torch.compiler.disable
@@ -78,7 +82,8 @@ def in_graph(attention: Callable[..., Any]) -> Callable[..., Any]:
         module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *, scaling: float,
         readout: Any = None, decoder: Any = None, layout: Any = None, dropout: float = 0.0, **kwargs: Any,
     ) -> tuple[Tensor, None]:  # fmt: skip
-        if readout is None and decoder is None and not dropout and isinstance(attention_mask, BlockMask):
+        is_alone = readout is None and decoder is None and not dropout and isinstance(attention_mask, BlockMask)
+        if is_alone and torch.compiler.is_compiling():
             out, _ = attended(query, key, value, attention_mask, scaling)
             return out.transpose(1, 2), None
         return outside(

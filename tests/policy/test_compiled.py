@@ -9,6 +9,7 @@ import torch
 
 from conftest import FAMILIES
 from eager import rollouts, tree_of
+from sightline.kernels import in_graph
 from sightline.policy.attention import TreeLayout
 from sightline.policy.batch import Batch, collate
 from sightline.policy.compiled import NAME, compile_blocks
@@ -58,3 +59,16 @@ def test_a_layer_is_captured_once_for_all_layers_and_steps(checkpoints: dict[str
     torch.testing.assert_close(read, want.hidden, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(masses.mean(), torch.ones_like(masses.mean()))
     torch._dynamo.reset()
+
+
+def test_layers_that_run_as_written_call_the_compiled_kernel() -> None:
+    """A frozen copy of a compiled policy is not compiled; FlexAttention by itself would fill in all pairs."""
+    called = []
+
+    def kernel(*_: object, **given: object) -> tuple[torch.Tensor, None]:
+        called.append(given["layout"])
+        return torch.zeros(1), None
+
+    inputs = [torch.randn(1, 2, 9, 16) for _ in range(3)]
+    in_graph(kernel)(None, *inputs, block_mask(torch.full((1, 9), 9)), scaling=1.0, layout="layout")
+    assert called == ["layout"]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
+from conftest import FAMILIES
 from eager import rollouts
-from sightline.policy.load import Policy
+from sightline.policy.flops import Trained
+from sightline.policy.load import Policy, load_policy
+from sightline.policy.lora import LoraSettings, train_rows
 from sightline.policy.packing import Packer
 from sightline.train import timing
 from sightline.train.timing import Phases, Usage, peak_flops
@@ -49,3 +53,24 @@ def test_mfu_is_model_flops_over_time_and_peak(policy: Policy, monkeypatch: pyte
     usage.add(packed)
     assert usage.metrics(1.0)["update/mfu"] == pytest.approx(4 * once)
     assert usage.metrics(1.0)["update/mfu"] == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_trained_is_read_off_the_policy(checkpoints: dict[str, Path], family: str) -> None:
+    """As a dry run tells it from the recipe, so that both count the same FLOPs."""
+    whole = load_policy(checkpoints[family])
+    assert _trained(whole) == Trained(embeddings=True, targets=())
+    whole.model.model.visual.requires_grad_(False)
+    assert _trained(whole) == Trained(vision=False, embeddings=True, targets=())
+    adapted = load_policy(checkpoints[family], lora=LoraSettings(rank=4))
+    assert _trained(adapted) == Trained(text=False, vision=False, rank=4)
+    train_rows(adapted, [5])
+    assert _trained(adapted) == Trained(text=False, vision=False, rank=4, embeddings=True)
+    some = load_policy(checkpoints[family], lora=LoraSettings(rank=2, targets=("v_proj", "q_proj")))
+    assert _trained(some) == Trained(text=False, vision=False, rank=2, targets=("q_proj", "v_proj"))
+    everywhere = load_policy(checkpoints[family], lora=LoraSettings(rank=2, targets="all"))
+    assert _trained(everywhere) == Trained(text=False, vision=False, rank=2, adapts_vision=True)
+
+
+def _trained(policy: Policy) -> Trained:
+    return Usage(policy)._trained()

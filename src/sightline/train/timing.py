@@ -92,7 +92,7 @@ class Usage:
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
-        self._peak = peak_flops(policy.device)
+        self._peak, self._model = peak_flops(policy.device), architecture(policy.model.config)
         self._work = Work()
 
     def add(self, packed: Packed) -> None:
@@ -106,14 +106,18 @@ class Usage:
         work, self._work = self._work, Work()
         if self._peak is None or seconds <= 0:
             return {}
-        flops = update_flops(architecture(self._policy.model.config), work, self._trained()).total
+        flops = update_flops(self._model, work, self._trained()).total
         return {"update/mfu": flops / seconds / self._peak}
 
     def _trained(self) -> Trained:
         own = {n: p for n, p in self._policy.model.named_parameters() if p.requires_grad}
-        factors = {n.split(".")[-3]: p for n, p in own.items() if "lora_A" in n}
-        tower = any(".visual." in n and "lora_" not in n for n in own)
-        if not factors:
-            return Trained(text=any(".layers." in n for n in own), vision=tower)
-        rank = min(min(p.shape) for p in factors.values())
-        return Trained(text=False, vision=tower, rank=int(rank), targets=tuple(factors))
+        factors = {n: p for n, p in own.items() if ".lora_A." in n}
+        weights = [n for n in own if ".lora_" not in n]
+        ranks = {int(p.shape[0]) for p in factors.values()}
+        adapted = {n.split(".lora_A.")[0].rpartition(".")[2] for n in factors if ".visual." not in n}
+        return Trained(
+            text=any(".layers." in n for n in weights), vision=any(".visual." in n for n in weights),
+            rank=max(ranks, default=0), targets=tuple(n for n in self._model.text.matrices if n in adapted),
+            adapts_vision=any(".visual." in n for n in factors),
+            embeddings=any("embed_tokens" in n for n in weights),
+        )  # fmt: skip
