@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from conftest import FAMILIES
+from sightline.config.sections import Lora
 from sightline.errors import UserError
 from sightline.policy.load import Policy, load_policy
+from sightline.policy.save import save_policy
 
 
 @pytest.fixture
@@ -80,6 +82,37 @@ def test_the_base_of_an_adapter_must_be_there(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "gone")}))
     with pytest.raises(UserError, match=r"no such folder: .*gone"):
         load_policy(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def adapted(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a run with an adapter."""
+    folder = tmp_path_factory.mktemp("adapted") / "adapter"
+    save_policy(load_policy(checkpoints["qwen3_vl"], lora=Lora(rank=2)), folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("adapter_config.json", {"r": 0}), ("adapter_config.json", {"lora_alpha": "x"}),
+        ("adapter_config.json", {"target_modules": None}), ("adapter_config.json", {"bias": "odd"}),
+        ("adapter_config.json", {"trainable_token_indices": ["x"]}), ("lora.json", {"added": 3}),
+    ],
+)  # fmt: skip
+def test_a_damaged_adapter_is_one_line(adapted: Path, tmp_path: Path, name: str, changes: dict[str, object]) -> None:
+    folder = Path(shutil.copytree(adapted, tmp_path / "copied"))
+    edit(folder, name, **changes)
+    with pytest.raises(UserError, match="the adapter does not fit its base") as caught:
+        load_policy(folder)
+    assert caught.value.where == str(folder)
+
+
+def test_a_base_has_whole_weights(adapted: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(adapted, tmp_path / "copied"))
+    edit(folder, "adapter_config.json", base_model_name_or_path=str(adapted))
+    with pytest.raises(UserError, match=r"is an adapter, too .*sightline export"):
+        load_policy(folder)
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,9 @@ def load_policy(
     given = checkpoint_folder(str(name_or_path))
     base = adapter_base(given)
     folder = given if base is None else checkpoint_folder(base)
+    if base is not None and adapter_base(folder) is not None:
+        raise UserError("the base of this adapter is an adapter, too", where=str(given / "adapter_config.json"),
+                        hint="name whole weights: sightline export RUN --merged --out FOLDER")  # fmt: skip
     # what an adapter stores in four bits is packed on the way from here to the device
     place = torch.device("cpu") if lora is not None and lora.quantise else target
     config, adapter_class, class_name = _config(folder)  # this and what follows may fail: before the weights
@@ -183,14 +186,25 @@ def load_policy(
         adapter.model.activation_checkpointing_enable({"use_reentrant": False})
     policy = _assembled(base or str(name_or_path), folder, adapter, tokenizer, template, processor, eos, style)
     if base is not None or lora is not None:
-        from sightline.policy.lora import attach, restore
+        from sightline.policy.lora import attach
 
         if base is not None:
-            restore(policy, given, lora)
+            _restored(policy, given, lora)
         elif lora is not None:
             attach(policy, lora)
         policy.module.to(target)
     return policy
+
+
+def _restored(policy: Policy, folder: Path, lora: LoraSettings | None) -> None:
+    """The policy with the adapter of a folder; peft looks at the values of its files only in passing."""
+    from sightline.policy.lora import restore
+
+    try:
+        restore(policy, folder, lora)
+    except (AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"the adapter does not fit its base: {reason}", where=str(folder)) from error
 
 
 def _config(folder: Path) -> tuple[Any, Any, str]:
