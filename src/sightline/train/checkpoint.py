@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sightline.errors import UserError
+from sightline.errors import SightlineError, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +61,9 @@ class Saved:
                 path = shares
                 return read_shards(shares, like or (lambda _: None), world or World())
             return torch.load(path, weights_only=True, map_location="cpu")
-        except (OSError, EOFError, RuntimeError, ValueError, LookupError, pickle.UnpicklingError) as error:
+        except (
+            SightlineError, OSError, EOFError, RuntimeError, ValueError, LookupError, pickle.UnpicklingError,
+        ) as error:  # fmt: skip
             reason = " ".join(str(error).split())[:120] or type(error).__name__
             raise UserError(f"the optimiser state cannot be read: {reason}", where=str(path), hint=REMEDY) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from sightline.train.exchange import share_verdicts
@@ -25,7 +26,9 @@ def evaluate(run: Run, reporter: Reporter, label: str) -> None:
     if not run.evaluation_records:
         return
     run.follow()
-    with whole(run.policy):
+    is_local = run.recipe.sampling.server is None
+    # servers answer without our weights, which may then be too large to be held whole
+    with whole(run.policy) if is_local or wanted.faithfulness else nullcontext():
         result = _answers(run, label)
         if run.world.is_main:
             write_table(result, run.folder / "evaluations" / f"step-{run.step:06d}.jsonl")

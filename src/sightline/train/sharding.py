@@ -152,7 +152,8 @@ def whole(policy: Policy) -> Iterator[None]:
 def full_state(policy: Policy, world: World, *, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """The weights by name, whole and on the CPU, in the main process; nothing in the others, which must call it too.
 
-    Tied weights stand once. Tensor by tensor, so that no accelerator ever holds more than one of them whole.
+    Tied weights stand once, and beside an adapter only what is trained. Tensor by tensor, so that no accelerator ever
+    holds more than one of them whole.
 
     Args:
         policy: sharded or not.
@@ -161,6 +162,8 @@ def full_state(policy: Policy, world: World, *, dtype: torch.dtype | None = None
     """
     found: dict[str, Tensor] = {}
     for name, parameter in policy.model.named_parameters():
+        if policy.lora and not parameter.requires_grad:
+            continue
         value = parameter.detach()
         value = value.full_tensor() if isinstance(value, DTensor) else value
         if world.is_main:

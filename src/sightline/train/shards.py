@@ -8,7 +8,8 @@ the generator.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from sightline.errors import SightlineError
 from sightline.train.distributed import World
 
 __all__ = ["has_shares", "read_shards", "write_shards"]
@@ -29,10 +31,18 @@ def has_shares(tensors: Mapping[str, Any]) -> bool:
 
 
 def write_shards(folder: Path, tensors: Mapping[str, Any], world: World) -> None:
-    """Writes the learner's state; every process calls it."""
+    """Writes the learner's state; every process calls it.
+
+    Raises:
+        SightlineError: in all of them, where one cannot write.
+    """
+    from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    save(_flat(tensors), checkpoint_id=folder, process_group=world.group)
+    # of what all have whole, such as the generator, the main process's is kept
+    planner = DefaultSavePlanner(dedup_save_to_lowest_rank=True)
+    with _failing_in_a_line(folder):
+        save(_flat(tensors), checkpoint_id=folder, planner=planner, process_group=world.group)
 
 
 def read_shards(folder: Path, like: Like, world: World) -> dict[str, Any]:
@@ -42,6 +52,10 @@ def read_shards(folder: Path, like: Like, world: World) -> dict[str, Any]:
         folder: what `write_shards` filled.
         like: by name, the parameter whose shape and layout a tensor has; None for one that is whole everywhere.
         world: the processes.
+
+    Raises:
+        SightlineError: in all of them, where one cannot read its part.
+        OSError, EOFError, RuntimeError, ValueError, LookupError, UnpicklingError: there is no list of the parts.
     """
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -56,10 +70,22 @@ def read_shards(folder: Path, like: Like, world: World) -> dict[str, Any]:
             wanted[name] = torch.empty(saved.size, dtype=dtype)
         else:
             wanted[name] = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _failing_in_a_line(folder):
         warnings.simplefilter("ignore")  # one process reads alone, which is meant
         load(wanted, checkpoint_id=folder, process_group=world.group, no_dist=world.size == 1)
     return _nested(wanted)
+
+
+@contextmanager
+def _failing_in_a_line(folder: Path) -> Iterator[None]:
+    """torch gathers what went wrong in every process into an exception that no handler of `Exception` sees."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:
+        reasons = [f"{type(e).__name__}: {e}" for _, (e, _) in sorted(error.failures.items())]
+        raise SightlineError(" ".join(reasons[0].split())[:200]) from error
 
 
 def _flat(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
