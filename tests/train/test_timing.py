@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 
 from conftest import FAMILIES
 from eager import rollouts
-from sightline.policy.flops import Trained
+from sightline.policy.architecture import architecture
+from sightline.policy.flops import Trained, tree_work, update_flops
 from sightline.policy.load import Policy, load_policy
 from sightline.policy.lora import LoraSettings, train_rows
 from sightline.policy.packing import Packer
@@ -46,13 +48,19 @@ def test_mfu_is_model_flops_over_time_and_peak(policy: Policy, monkeypatch: pyte
     assert Usage(policy).metrics(1.0) == {}
     monkeypatch.setattr(timing, "peak_flops", lambda _: 1e9)
     usage = Usage(policy)
-    usage.add(packed)
+    usage.add(packed.batch)
     once = usage.metrics(2.0)["update/mfu"]
     assert once > 0
-    usage.add(packed)
-    usage.add(packed)
+    usage.add(packed.batch)
+    usage.add(packed.batch)
     assert usage.metrics(1.0)["update/mfu"] == pytest.approx(4 * once)
     assert usage.metrics(1.0)["update/mfu"] == 0
+    pixels = policy.pixels
+    work = tree_work([part.tree for part in packed.parts], pixels.grid, pixels.processor.merge_size)
+    flops = update_flops(architecture(policy.model.config), work).total
+    assert once == pytest.approx(flops / 2.0 / 1e9)
+    usage.add(replace(packed.batch, pixels=None))
+    assert 0 < usage.metrics(2.0)["update/mfu"] < once, "kept features cost nothing"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sightline.policy.flex import bucket
+from sightline.policy.flops import visible_pairs
 from sightline.types import Credit
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Batch:
         pixels: patches of the distinct images, (patches, patch_width); grids: (images, 3) in patches, (t, h, w).
         features: of those images in place of pixels, where the vision tower is frozen.
         visual_at: flat index of each visual token of the rows; visual_from: the image feature that goes there.
-        tokens: layout positions that are not padding.
+        tokens: layout positions that are not padding; pairs: visible (query, key) pairs of theirs.
         slots: per tree, per path: index into the scored tokens for every response token, -1 where not sampled.
         probes: measured probes by name, one entry per scored token; NaN where a Rollout has none.
         progress: share of the training steps that are done.
@@ -86,6 +87,7 @@ class Batch:
     probes: Mapping[str, Float[Tensor, "scored ..."]] = field(default_factory=dict)
     progress: float = 0.0
     features: Vision | None = None
+    pairs: int = 0
 
     def with_credit(self, credits: Sequence[Sequence[Credit]]) -> Batch:
         """Folds per-Rollout credit (one sequence per tree, in path order) onto the scored tokens."""
@@ -221,4 +223,5 @@ def collate(
         tokens=sum(len(tree) for row in rows for tree in row),
         features=visual.features,
         slots=tuple(slots),
+        pairs=sum(visible_pairs(tree.end) for row in rows for tree in row),
     )

@@ -61,8 +61,8 @@ def anchor(run: Run) -> tuple[list[Group], StepStats]:
     assert config is not None
     assert focus is not None
     found = lessons_of(run, run.world.part(run.data.next()), config, focus)
-    prepared, metrics = time.perf_counter() - started, run.world.total(found.counts)
     batches = lesson_batches(run.policy, found.lessons, run.recipe.train.token_budget)
+    seconds, metrics = {"distil": time.perf_counter() - started}, run.world.total(found.counts)
     if run.world.any(bool(batches))[0]:
         figures: dict[str, float] = {}
         (has_text,) = run.world.any(any(_has_text(b.batch, config) for b in batches))
@@ -76,7 +76,7 @@ def anchor(run: Run) -> tuple[list[Group], StepStats]:
             with _frozen(run.policy, "visual" if config.freeze_vision else None):
                 done = run.learner.descend(losses, run.step, is_partial=not has_text)
         metrics |= {**run.world.total(figures), **done}
-    seconds = {"distil": prepared, "update": time.perf_counter() - started - prepared}
+        seconds |= run.learner.spent()
     return [], StepStats(step=run.step, metrics=metrics, seconds=seconds)
 
 
@@ -160,6 +160,8 @@ def _losses(
         loss, parts = anchor_loss(run.policy, given, config, **count, start=start, has_text=agreed)
         for name, value in parts.items():
             metrics[name] = metrics.get(name, 0.0) + value
+        if has_text:  # else the head and the upper layers are not computed, and do not count
+            run.learner.usage.add(batch)
         yield loss
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -136,9 +135,13 @@ class Learner:
         for key in ("update/tokens", "update/tokens_unshared"):
             metrics[key] = float(sum(p.get(key, 0.0) for p in parts))
         metrics["update/lr"] = lr
-        seconds = self.phases.seconds()
-        seconds["update"] -= seconds.get("optimise", 0.0)
+        seconds = self.spent()
         return Update(metrics={**metrics, **self.usage.metrics(seconds["update"])}, seconds=seconds)
+
+    def spent(self) -> dict[str, float]:
+        """Seconds of the last step: passes over the batch, and the optimiser's own."""
+        seconds = self.phases.seconds()
+        return {**seconds, "update": seconds.get("update", 0.0) - seconds.get("optimise", 0.0)}
 
     def _optimise(self, groups: Sequence[Group], method: Method, is_prunable: bool) -> dict[str, float]:
         objective = method.config.objective
@@ -186,7 +189,7 @@ class Learner:
         batch, engine = corrected(batch, members, outputs.logprobs, self.importance_cap)
         loss = method.loss(cast("LossBatch", batch), outputs)
         self._backward(loss.total, outputs.logprobs)
-        self.usage.add(packed)
+        self.usage.add(batch)
         return {**{name: value.detach() for name, value in loss.terms.items()}, **engine}, batch.tokens
 
     def _with_reference(self, batch: Batch, method: Method) -> Batch:
@@ -222,7 +225,6 @@ class Learner:
 
     def imitate(self, batches: Sequence[Batch], step: int) -> Update:
         """One supervised step: the mean log-prob of all demonstrated tokens rises."""
-        started = time.perf_counter()
         total = sum(self.world.gather(sum(len(b.target) for b in batches)))
         loss = 0.0
 
@@ -231,11 +233,12 @@ class Learner:
             for _, batch in self.lockstep.over(batches, lambda batch: batch):
                 part = supervised_loss(self.policy, batch, total)
                 loss += float(part.detach())
+                self.usage.add(batch)
                 yield part
 
         metrics = self.descend(parts(), step)
         loss = self.world.total({"loss": loss})["loss"]
-        return Update(metrics={"supervised/loss": loss, **metrics}, seconds={"update": time.perf_counter() - started})
+        return Update(metrics={"supervised/loss": loss, **metrics}, seconds=self.spent())
 
     def descend(
         self,
@@ -257,19 +260,21 @@ class Learner:
             masks: parameters of which only the entries with a 1 are trained.
             is_partial: the loss ends below the head and leaves some parameters without a gradient.
         """
-        rate = self._set_lr(step)
+        rate, self.phases = self._set_lr(step), Phases(self.policy.device)
         self.policy.model.train()
-        for loss in losses:
-            (loss * self.world.size if self.lockstep.is_sharded else loss).backward()
-            self.optimiser.collect()
-        for parameter, mask in masks:
-            grad = self.optimiser.master(parameter).grad
-            if grad is not None:
-                grad.mul_(laid_out(mask, grad))
-        if lr is not None:
-            self.optimiser.set_lr(lr)
-        norm = self._apply(decays=decays, is_partial=is_partial)
-        return {"update/grad_norm": norm, "update/lr": rate if lr is None else lr}
+        with self.phases.timed("update"):
+            for loss in losses:
+                (loss * self.world.size if self.lockstep.is_sharded else loss).backward()
+                self.optimiser.collect()
+            for parameter, mask in masks:
+                grad = self.optimiser.master(parameter).grad
+                if grad is not None:
+                    grad.mul_(laid_out(mask, grad))
+            if lr is not None:
+                self.optimiser.set_lr(lr)
+            norm = self._apply(decays=decays, is_partial=is_partial)
+        used = self.usage.metrics(self.spent()["update"])
+        return {"update/grad_norm": norm, "update/lr": rate if lr is None else lr, **used}
 
     def _minibatches(self, groups: Sequence[Group], step: int, epoch: int) -> Iterator[list[Group]]:
         """Cuts the groups into `inner_steps` near-equal parts, whole groups each, in a seeded order."""

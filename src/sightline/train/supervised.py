@@ -87,9 +87,10 @@ def imitate(run: Run) -> tuple[list[Group], StepStats]:
             ]
         )
     batches = supervised_batches(run.policy, groups, run.recipe.train.token_budget)
+    prepared = time.perf_counter() - started
     update = run.learner.imitate(batches, run.step)
     metrics = {**update.metrics, **run.world.total({"supervised/replies": float(sum(len(g) for g in groups))})}
-    return [], StepStats(step=run.step, metrics=metrics, seconds={"supervised": time.perf_counter() - started})
+    return [], StepStats(step=run.step, metrics=metrics, seconds={"prepare": prepared, **update.seconds})
 
 
 def replies(record: Record, template: str, frame: Frame) -> tuple[str, ...]:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sightline.policy.architecture import architecture
-from sightline.policy.flops import Trained, Work, tree_work, update_flops
+from sightline.policy.flops import Trained, Work, update_flops
 
 if TYPE_CHECKING:
+    from sightline.policy.batch import Batch
     from sightline.policy.load import Policy
-    from sightline.policy.packing import Packed
 
 __all__ = ["Phases", "Usage", "peak_flops"]
 
@@ -83,8 +83,8 @@ class Phases:
 class Usage:
     """Model FLOPs of an update over what the card could have done in the same time (MFU).
 
-    Counted are unique tree tokens, visible pairs, images and scored tokens, forward and backward, without anything
-    that is computed a second time. Only where the peak of the card is known.
+    Counted are unique tree tokens, visible pairs, images that are encoded and scored tokens, forward and backward,
+    without anything that is computed a second time. Only where the peak of the card is known.
 
     Args:
         policy: the policy that is trained.
@@ -95,11 +95,12 @@ class Usage:
         self._peak, self._model = peak_flops(policy.device), architecture(policy.model.config)
         self._work = Work()
 
-    def add(self, packed: Packed) -> None:
-        """Counts one micro-batch."""
+    def add(self, batch: Batch) -> None:
+        """Counts one micro-batch. Images whose features were kept are not encoded."""
         if self._peak is not None:
-            pixels = self._policy.pixels
-            self._work += tree_work([p.tree for p in packed.parts], pixels.grid, pixels.processor.merge_size)
+            encoded = [] if batch.pixels is None or batch.grids is None else batch.grids.tolist()
+            grids = tuple((int(t), int(h), int(w)) for t, h, w in encoded)
+            self._work += Work(tokens=batch.tokens, pairs=batch.pairs, scored=len(batch.target), grids=grids)
 
     def metrics(self, seconds: float) -> dict[str, float]:
         """MFU of what was counted since the last call, if it took so long on this card."""
