@@ -66,6 +66,28 @@ def test_live_view_shows_bars_and_metrics(synthetic) -> None:
     assert "█" in text
 
 
+@pytest.mark.parametrize(("metrics", "mfu"), [({"update/mfu": 0.4512}, "  MFU 45%"), ({}, "")])
+def test_a_step_says_where_its_time_went(metrics: dict[str, float], mfu: str) -> None:
+    stats = StepStats(step=0, metrics=metrics, seconds={"wait": 0.001, "sample": 6.14, "update": 4.5, "optimise": 0.26})
+    spent = "10.9 s (sample 6.1, update 4.5, optimise 0.3)" + mfu
+    for is_terminal in (False, True):
+        console = Console(file=io.StringIO(), width=140, force_terminal=is_terminal)
+        run = RunConsole(console, every=1)
+        run.start({"method": "ivgr", "steps": 1})
+        run.step(stats)
+        run.finish()
+        assert spent in text_of(console)
+    assert plain_line(StepStats(step=0, metrics={"loss/total": 1.0})) == "step 0/1  loss/total 1"
+
+
+def plain_line(stats: StepStats) -> str:
+    console = plain_console()
+    run = RunConsole(console, every=1)
+    run.start({"method": "ivgr", "steps": 1})
+    run.step(stats)
+    return text_of(console).splitlines()[-1]
+
+
 def test_watch_merges_arms_that_others_write(tmp_path: Path, synthetic) -> None:
     for name, is_grounded in (("ivgr", True), ("textual", False)):
         writer = RunWriter(tmp_path / "arms" / name)

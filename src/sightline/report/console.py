@@ -150,8 +150,9 @@ class RunConsole:
             rest = f"{clock((arm.total - done) * arm.seconds())} left" if arm.total and arm.steps else ""
             bar = ProgressBar(total=arm.total or None, completed=done, width=36)
             table.add_row(
-                Text(name or "steps", style="bold"), bar, Text(f"{done}/{arm.total or '?'}"), Text(rest, "dim")
-            )
+                Text(name or "steps", style="bold"), bar, Text(f"{done}/{arm.total or '?'}"), Text(rest, "dim"),
+                Text(_spent(arm.last) if arm.last else "", "dim"),
+            )  # fmt: skip
         return table
 
     def _metrics(self) -> Table:
@@ -254,10 +255,21 @@ def _shown(arms: Iterable[_Arm]) -> list[str]:
 def _line(arm: _Arm, stats: StepStats) -> str:
     names = [name for pattern in _HEADLINES for name in stats.metrics if fnmatch(name, pattern)][:6]
     values = "  ".join(f"{name} {number(stats.metrics[name])}" for name in names or list(stats.metrics)[:6])
-    seconds = sum(stats.seconds.values())
-    return f"{_prefix(arm.name)}step {stats.step}/{arm.total or '?'}  {values}" + (
-        f"  {seconds:.1f} s" if seconds else ""
-    )
+    spent = _spent(stats)
+    return f"{_prefix(arm.name)}step {stats.step}/{arm.total or '?'}  {values}" + (f"  {spent}" if spent else "")
+
+
+def _spent(stats: StepStats) -> str:
+    """Seconds of a step, of its phases, and the share of the card's arithmetic that the update used.
+
+    Phases that round to nothing are left out.
+    """
+    total = sum(stats.seconds.values())
+    if not total:
+        return ""
+    parts = ", ".join(f"{name} {value:.1f}" for name, value in stats.seconds.items() if value >= 0.05)
+    mfu = stats.metrics.get("update/mfu")
+    return f"{total:.1f} s" + (f" ({parts})" if parts else "") + (f"  MFU {mfu:.0%}" if mfu is not None else "")
 
 
 def _evaluation_line(row: Mapping[str, Any]) -> str:
