@@ -111,9 +111,12 @@ def test_seven_billion_parameters_in_closed_form() -> None:
     count = 8_292_166_656
     assert (needs["weights"], needs["masters"], needs["moments"]) == (2 * count, 4 * count, 8 * count)
     assert sum(c.bytes for c in needs if c.name == "gradients" and c.phase == "update") == 4 * count
-    assert needs["optimiser step"] == 4 * count
-    assert not fits(needs, CARDS["141 GB"])  # 8.3 billion times 22 bytes
-    assert needs.peak == needs.during("step") > 22 * count
+    assert needs["optimiser step"] == 0
+    assert not fits(needs, CARDS["141 GB"])  # 8.3 billion times 20 bytes, a gradient of a micro-batch included
+    assert needs.peak == needs.during("update") > 20 * count > needs.during("step") > 18 * count
+    rounded = memory(SEVEN, Setup(masters="stochastic"), WORK)
+    assert rounded["optimiser step"] == 20 * 2**23
+    assert memory(SEVEN, Setup(is_cuda=False), WORK)["optimiser step"] == 4 * 152064 * 3584
 
 
 def test_boundaries_and_one_layer_in_closed_form() -> None:
@@ -178,8 +181,10 @@ def test_a_server_spares_the_keys_and_values() -> None:
 def test_growth_is_that_of_the_sampler() -> None:
     from sightline.policy import memory as module
     from sightline.sampling import cache
+    from sightline.train import rounding
 
     assert module.GROWTH == cache.GROWTH
+    assert module.PIECE == rounding.PIECE
     grown = torch.empty(1, 1, cache.GROWTH, 1)
     for tokens in range(1, 2000):
         while grown.shape[2] < tokens:

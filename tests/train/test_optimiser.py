@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sightline.config import Optim
 from sightline.errors import UserError
+from sightline.train import rounding
 from sightline.train.adamw import SmallAdamW
 from sightline.train.masters import MasterWeights
 from sightline.train.optimiser import Optimiser
@@ -152,6 +153,51 @@ def test_a_resume_goes_on_bit_by_bit(masters: Any, states: Any, dtype: torch.dty
     for i, state in kept.items():
         assert all(loaded[i][n].dtype == v.dtype and torch.equal(loaded[i][n], v) for n, v in state.items())
     assert all(torch.equal(a, b) for a, b in zip(run(again, 3, 6), whole, strict=True))
+
+
+def test_large_tensors_are_stepped_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces change nothing but the random numbers; what is not contiguous is one piece."""
+    finished = []
+    for piece in (2**23, 1000):
+        monkeypatch.setattr(rounding, "PIECE", piece)
+        finished.append(run(Optimiser(parameters(torch.float32), Optim(lr=1e-3, states="fp32"), "stochastic"), 0, 3))
+    assert all(torch.equal(a, b) for a, b in zip(*finished, strict=True))
+    owned = parameters()
+    optimiser = Optimiser(owned, Optim(lr=1e-2), "stochastic")
+    before = [p.detach().clone() for p in owned]
+    after = run(optimiser, 0, 1)
+    assert all(float((a != b).float().mean()) > 0.9 for a, b in zip(before, after, strict=True))
+    assert optimiser.steps == 1
+    turned = torch.randn(50, 60).t()
+    assert float((stochastic_round(turned).float() - turned).abs().max()) < 0.05
+    assert stochastic_round(turned).shape == turned.shape
+
+
+def test_the_temporary_of_rounding_is_bounded() -> None:
+    large = torch.randn(3 * rounding.PIECE)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        stochastic_round(large)
+    live = top = 0
+    for event in seen.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            top = max(top, live)
+    assert top - 2 * large.numel() < 2**28
+
+
+def test_a_state_moves_between_devices() -> None:
+    """Where the step runs is not part of the state: one that was saved on CUDA goes on elsewhere."""
+    first = Optimiser(parameters(torch.float32), Optim(lr=1e-3))
+    weights = run(first, 0, 2)
+    state = first.state()
+    for group in state["optimizer"]["param_groups"]:
+        assert group["fused"] is None
+        group["fused"] = True
+    again = Optimiser([nn.Parameter(w) for w in weights], Optim(lr=1e-3))
+    again.load_state(state)
+    assert all(group["fused"] is None for group in again.adamw.param_groups)
+    whole = run(Optimiser(parameters(torch.float32), Optim(lr=1e-3)), 0, 4)
+    assert all(torch.equal(a, b) for a, b in zip(run(again, 2, 4), whole, strict=True))
 
 
 def test_noise_leaves_other_random_numbers_alone() -> None:

@@ -7,7 +7,7 @@ the layers at work are gathered in the format that computes.
 
 An update adds a gradient per trained parameter, summed over micro-batches; the activations kept for the backward pass;
 and the layer, or block of logits, that is at work. Sampling adds keys and values, each prompt's once, and the logits of
-one token per reply. The optimiser's step comes when activations are gone, and needs a number per parameter of its own.
+one token per reply. The optimiser's step comes when activations are gone, and needs little of its own.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ SCORES = 28
 fp64, and one fp32 copy on the way."""
 
 GROWTH = 32  # positions, see sampling/cache.py
+PIECE = 2**23  # numbers, see train/rounding.py
 
 Phase = Literal["always", "update", "step", "sampling"]
 
@@ -249,12 +250,16 @@ def _gathered(model: Architecture, setup: Setup) -> float:
 
 
 def _stepping(model: Architecture, setup: Setup) -> float:
-    """AdamW for all tensors at once takes the roots of all second moments first; the others go tensor by tensor."""
+    """AdamW on CUDA steps in one kernel; on the CPU it takes the roots of one tensor's second moments first.
+
+    Small formats are stepped piece by piece, in fp32; of eight bits, both moments of a tensor are unpacked whole.
+    """
     count, text = trained_parameters(model, setup.trained), model.text
     largest = text.embedding if setup.trained.text else max(m.size for m in text.matrices.values())
+    numbers = min(count, largest / setup.share)
     if setup.masters == "stochastic" or setup.states == "8bit":
-        return min(count, largest / setup.share) * 5 * FP32
-    return (count / setup.share if setup.is_cuda else min(count, largest)) * FP32
+        return min(numbers, PIECE) * 5 * FP32 + (numbers * 3 * FP32 if setup.states == "8bit" else 0.0)
+    return 0.0 if setup.is_cuda else numbers * FP32
 
 
 def _sampling(model: Architecture, setup: Setup, sampled: Sampled) -> list[Component]:

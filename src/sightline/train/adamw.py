@@ -16,7 +16,7 @@ from torch.optim.adamw import adamw
 
 from sightline.errors import UserError
 from sightline.policy.quantise import bitsandbytes
-from sightline.train.rounding import local, stochastic_round
+from sightline.train.rounding import local, pieces, stochastic_round
 
 __all__ = ["SmallAdamW"]
 
@@ -74,22 +74,30 @@ class SmallAdamW(torch.optim.Optimizer):
             for name, is_signed in MOMENTS.items():
                 start = torch.zeros_like(parameter, dtype=torch.float32)
                 state.update(code.packed(name, start, is_signed) if code else {name: start})
-        weight = kept.float()
         moments = [
             code.unpacked(name, state, is_signed) if code else local(state[name]) for name, is_signed in MOMENTS.items()
         ]
-        adamw(
-            [weight], [local(grad).float()], [moments[0]], [moments[1]], [], [state["step"]], foreach=False,
-            amsgrad=False, beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"],
-            weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
-        )  # fmt: skip
-        if kept.dtype == torch.bfloat16:
-            kept.copy_(stochastic_round(weight))
-        elif weight is not kept:
-            kept.copy_(weight)
+        done = state["step"]
+        for part, slope, *estimates in pieces(kept, local(grad), *moments):
+            state["step"] = done.clone()
+            _stepped(part, slope, estimates, state["step"], group)
         if code:
             for (name, is_signed), moment in zip(MOMENTS.items(), moments, strict=True):
                 state.update(code.packed(name, moment, is_signed))
+
+
+def _stepped(kept: Tensor, grad: Tensor, moments: list[Tensor], step: Tensor, group: dict[str, Any]) -> None:
+    """One step in fp32 of a weight, or a piece of it, and of its moments and count, in place."""
+    weight = kept.float()
+    adamw(
+        [weight], [grad.float()], [moments[0]], [moments[1]], [], [step], foreach=False,
+        amsgrad=False, beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"],
+        weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
+    )  # fmt: skip
+    if kept.dtype == torch.bfloat16:
+        kept.copy_(stochastic_round(weight))
+    elif weight is not kept:
+        kept.copy_(weight)
 
 
 class _Code:

@@ -104,7 +104,10 @@ class Optimiser:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continues from `state`."""
-        self.adamw.load_state_dict(state["optimizer"])
+        own = {"fused": _is_fused(self.weights.masters)}  # a matter of the device, which may be another one
+        saved = state["optimizer"]
+        groups = [{**group, **own} if "fused" in group else group for group in saved["param_groups"]]
+        self.adamw.load_state_dict({**saved, "param_groups": groups})
         for i, parameter in enumerate(p for group in self.adamw.param_groups for p in group["params"]):
             for name, value in state["optimizer"]["state"].get(i, {}).items():
                 if self.adamw.state[parameter][name].dtype != value.dtype:
@@ -127,4 +130,10 @@ class Optimiser:
 def _adamw(groups: list[dict[str, Any]], optim: Optim, *, rounds: bool) -> torch.optim.Optimizer:
     if rounds or optim.states == "8bit":
         return SmallAdamW(groups, lr=optim.lr, betas=optim.betas, codes=optim.states == "8bit")
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas)
+    fused = _is_fused([p for group in groups for p in group["params"]])
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=fused)
+
+
+def _is_fused(parameters: Sequence[torch.Tensor]) -> bool | None:
+    """One kernel for a whole step on CUDA; torch's other form there holds the roots of all second moments at once."""
+    return True if all(p.is_cuda for p in parameters) else None
