@@ -12,7 +12,7 @@ import pytest
 from conftest import make_record
 from fake_vllm import FakeVllm, serving
 from sightline.cli import main
-from sightline.commands.serve_help import serve_command
+from sightline.commands.serve_help import _devices, described, serve_command
 from sightline.config import load_recipe
 from sightline.images import open_image
 from sightline.policy.load import load_policy
@@ -58,15 +58,33 @@ def flags(*overrides: str, name: str = "ivgr") -> tuple[dict[str, str], list[str
 
 
 def test_serve_help_prints_commands_that_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve-help", "ivgr", "--sampling.server.urls", "http://a:8000,http://b:8001"]) == 0
+    assert main(["serve-help", "ivgr", "--sampling.server.urls", "http://127.0.0.1:8000,http://127.0.0.1:8001"]) == 0
     page = capsys.readouterr().out
     commands = [line for line in page.replace("\\\n", " ").splitlines() if line and not line.startswith("#")]
     assert len(commands) == 5
-    assert [shlex.split(c)[0] for c in commands[2:4]] == ["CUDA_VISIBLE_DEVICES=0", "CUDA_VISIBLE_DEVICES=1"]
-    for command, place in zip(commands[2:4], (("a", "8000"), ("b", "8001")), strict=True):
+    for command, port in zip(commands[2:4], ("8000", "8001"), strict=True):
         words = shlex.split(command)
-        assert (words[words.index("--host") + 1], words[words.index("--port") + 1]) == place
-    assert shlex.split(commands[-1])[:3] == ["sightline", "train", "ivgr"]
+        assert (words[words.index("--host") + 1], words[words.index("--port") + 1]) == ("127.0.0.1", port)
+    assert shlex.split(commands[-1])[1:4] == ["sightline", "train", "ivgr"]
+
+
+@pytest.mark.parametrize(
+    ("device", "urls", "servers", "trainer"),
+    [
+        ("cuda", ("http://127.0.0.1:1",), [1], "CUDA_VISIBLE_DEVICES=0 "),
+        ("auto", ("http://localhost:1", "http://localhost:2"), [1, 2], "CUDA_VISIBLE_DEVICES=0 "),
+        ("cuda:1", ("http://127.0.0.1:1", "http://127.0.0.1:2"), [0, 2], ""),
+        ("cuda", ("http://a:1", "http://a:2", "http://b:1"), [0, 1, 0], ""),
+        ("cpu", ("http://127.0.0.1:1",), [None], ""),
+    ],
+)
+def test_no_gpu_is_given_away_twice(device: str, urls: tuple[str, ...], servers: list[int], trainer: str) -> None:
+    recipe = load_recipe("ivgr", ("--model.device", device, "--sampling.server.urls", ",".join(urls)))
+    assert _devices(recipe, urls) == (trainer, servers)
+    lines = described(recipe, "ivgr").splitlines()
+    assert lines[-1].startswith(trainer + "sightline train ivgr")
+    shown = [line.split()[0] for line in lines if " serve " in line]
+    assert [s for s in shown if s.startswith("CUDA")] == [f"CUDA_VISIBLE_DEVICES={n}" for n in servers if n is not None]
 
 
 def test_every_flag_that_the_sampler_relies_on() -> None:

@@ -1,15 +1,8 @@
-"""The server sampler against a server of a few lines: what is asked, what is kept, and every way to fail."""
+"""The server sampler against a server of a few lines: what is asked, what is kept, and the refresh of weights."""
 
 from __future__ import annotations
 
-import copy
-import re
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,76 +11,14 @@ import torch
 
 from conftest import make_record
 from conversations import Crops, ends_often, prompts
-from fake_vllm import FakeVllm, Status, serving
-from sightline.config.sections import Sampling, Server
+from server_stage import GENERATE, ONE_FAMILY, SETTINGS, Stage, ask, moved, nudged, same
 from sightline.errors import UserError
 from sightline.language.prompts import prompt
-from sightline.policy.load import Policy
 from sightline.sampling.base import Request, SamplingSettings
-from sightline.sampling.build import build_sampler
 from sightline.sampling.local import LocalSampler
-from sightline.sampling.server import ServerSampler
+from sightline.sampling.server_pool import ServerPool
 from sightline.sampling.server_refresh import learner_logprobs
 from sightline.sampling.server_requests import request_seed
-from sightline.types import Rollout
-
-SETTINGS = SamplingSettings(temperature=0.8, max_new_tokens=8)
-GENERATE = "/inference/v1/generate"
-ONE_FAMILY = pytest.mark.parametrize("policy", ["qwen3_vl"], indirect=True, scope="session")
-"""For what does not depend on the model."""
-
-
-@pytest.fixture(autouse=True)
-def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
-
-
-def twin(policy: Policy) -> Policy:
-    """The same weights in other tensors."""
-    from sightline.policy.forward import PolicyModule
-
-    adapter = type(policy.adapter)(copy.deepcopy(policy.model))
-    return replace(policy, adapter=adapter, module=PolicyModule(adapter, policy.banned))
-
-
-class Stage:
-    """Fake servers and the sampler on them."""
-
-    def __init__(self, policy: Policy, folder: Path, stack: ExitStack) -> None:
-        self.policy, self.folder, self.stack = policy, folder, stack
-        self.fakes: list[FakeVllm] = []
-        self.told: list[str] = []
-
-    def serve(self, **options: Any) -> FakeVllm:
-        self.fakes.append(self.stack.enter_context(serving(FakeVllm(twin(self.policy), **options))))
-        return self.fakes[-1]
-
-    def sampler(self, *, policy: Policy | None = None, urls: Sequence[str] = (), **options: Any) -> ServerSampler:
-        given = {"timeout": 20.0, "retries": 1, "concurrency": 4, **options}
-        server = Server(urls=tuple(urls or [fake.url for fake in self.fakes]), **given)
-        found = build_sampler(Sampling(server=server), policy or self.policy, self.folder)
-        assert isinstance(found, ServerSampler)
-        found.pool._tell = found.refresher._tell = self.told.append
-        self.stack.callback(found.close)
-        return found
-
-
-@pytest.fixture
-def stage(policy: Policy, tmp_path: Path) -> Iterator[Stage]:
-    with ExitStack() as stack:
-        yield Stage(twin(policy), tmp_path, stack)
-
-
-def ask(sampler: ServerSampler, n: int = 2, settings: SamplingSettings = SETTINGS) -> list[list[Rollout]]:
-    return sampler.sample([Request(p, (n,)) for p in prompts()], settings, seed=0, step=0)
-
-
-def same(a: Sequence[Sequence[Rollout]], b: Sequence[Sequence[Rollout]]) -> bool:
-    return all(
-        np.array_equal(x.ids, y.ids) and x.branch == y.branch
-        for one, other in zip(a, b, strict=True) for x, y in zip(one, other, strict=True)
-    )  # fmt: skip
-
 
 # -- what is asked and what comes of it -----------------------------------------------------------------------------
 
@@ -167,6 +98,27 @@ def test_a_record_keeps_to_one_server(stage: Stage) -> None:
     assert {n for servers in homes.values() for n in servers} == {0, 1}
 
 
+def test_records_of_servers_that_are_well_stay_where_they_are() -> None:
+    """A dead server's records are spread over the others, whose caches keep what they hold."""
+
+    @dataclass
+    class Client:
+        url: str
+
+    clients = [Client(str(i)) for i in range(3)]
+    pool = ServerPool(clients, tell=lambda _: None)  # type: ignore[arg-type]
+
+    def at() -> list[str]:
+        return [pool.submit(lambda client: client.url, home=home).result(10) for home in range(12)]
+
+    before = at()
+    assert before == ["0", "1", "2"] * 4
+    pool.drain(clients[1], "gone")  # type: ignore[arg-type]
+    after = at()
+    assert all(a == b for a, b in zip(after, before, strict=True) if b != "1")
+    assert {a for a, b in zip(after, before, strict=True) if b == "1"} == {"0", "2"}
+
+
 @ONE_FAMILY
 def test_greedy_replies_are_asked_once(stage: Stage) -> None:
     fake = stage.serve()
@@ -211,13 +163,6 @@ def test_the_chat_form_asks_the_same(stage: Stage) -> None:
 # -- refresh ---------------------------------------------------------------------------------------------------------
 
 
-def moved(policy: Policy, seed: int = 0) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in policy.model.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-
-
 def test_new_weights_arrive_and_are_verified(stage: Stage) -> None:
     fake = stage.serve()
     sampler = stage.sampler()
@@ -249,6 +194,21 @@ def test_a_server_on_other_weights_is_found_out(stage: Stage) -> None:
         ask(stage.sampler(urls=[forgetful.url]))
 
 
+@ONE_FAMILY
+def test_a_server_that_keeps_its_weights_is_found_out_within_the_tolerance(stage: Stage) -> None:
+    """In half precision an update moves log-probs by less than the tolerance."""
+    fake = stage.serve()
+    sampler = stage.sampler(tolerance=0.5)
+    ask(sampler)
+    sampler.refresh(stage.policy)  # nothing moved: nothing to tell
+    fake.load = lambda _: None  # type: ignore[method-assign]
+    nudged(stage.policy, 1e-4)
+    sampler.refresh(stage.policy)  # less than is noticed
+    nudged(stage.policy, 3e-2)
+    with pytest.raises(UserError, match="to the last bit as it did with earlier weights"):
+        sampler.refresh(stage.policy)
+
+
 def test_the_probe_tells_raw_from_processed_logprobs(stage: Stage) -> None:
     """A server without `--logprobs-mode processed_logprobs` reports log-probs at temperature 1."""
     fake = stage.serve()
@@ -264,185 +224,3 @@ def test_transfer_is_refused_where_there_is_no_gpu(stage: Stage) -> None:
         stage.sampler(refresh="transfer")
     with pytest.raises(UserError, match="the policy has no adapter"):
         stage.sampler(refresh="lora")
-
-
-# -- faults ----------------------------------------------------------------------------------------------------------
-
-
-def generating(fault: Any, *, after: int = 1) -> Any:
-    """The fault on the requests after the first ones, which the probe takes."""
-    lock, seen = threading.Lock(), [0]
-
-    def wrapped(path: str, body: dict[str, Any]) -> Any:
-        if path != GENERATE or not body:
-            return None
-        with lock:
-            seen[0] += 1
-            if seen[0] <= after:
-                return None
-        return fault(path, body)
-
-    return wrapped
-
-
-def failing(code: int) -> Any:
-    def fault(*_: Any) -> None:
-        raise Status(code)
-
-    return fault
-
-
-def late(*_: Any) -> None:
-    time.sleep(2.5)
-
-
-def saying(reply: Any) -> Any:
-    """Answers this, whatever was asked."""
-    return lambda *_: lambda _: reply
-
-
-def edited(change: Any) -> Any:
-    def edit(reply: Any) -> Any:
-        change(reply)
-        return reply
-
-    return lambda *_: edit
-
-
-DRAINING = {
-    "500": (failing(500), r"answered 500: broken on purpose"),
-    "503": (failing(503), r"answered 503"),
-    "timeout": (late, r"no reply within 1 s, 2 times"),
-    "no json": (saying("{not json"), r"not JSON|no choices"),
-    "no choices": (saying({"error": "?"}), r"no choices"),
-    "short": (edited(lambda reply: reply["choices"].pop()), r"1 replies in place of 2"),
-    "fewer log-probs": (edited(lambda reply: reply["choices"][0]["logprobs"]["content"].pop()), r"with \d+ log-probs"),
-    "no ids": (edited(lambda reply: reply["choices"][0].update(token_ids=[])), r"0 tokens"),
-    "nan": (edited(lambda reply: reply["choices"][0]["logprobs"]["content"][0].update(logprob=-9999.0)), "-9999"),
-    "aborted": (edited(lambda reply: reply["choices"][0].update(finish_reason="abort")), "ended by 'abort'"),
-    "no index": (edited(lambda reply: reply["choices"][0].pop("index")), "cannot be read"),
-    "other ids": (edited(lambda reply: reply["choices"][0]["logprobs"]["content"][0].update(token_id=99999)),
-                  "other tokens"),
-}  # fmt: skip
-
-
-@ONE_FAMILY
-@pytest.mark.parametrize("name", DRAINING)
-def test_the_work_of_a_failing_server_moves_to_the_other(stage: Stage, name: str) -> None:
-    fault, why = DRAINING[name]
-    good = stage.serve()
-    want = ask(stage.sampler())
-    bad = stage.serve()
-    sampler = stage.sampler(timeout=1.0) if name == "timeout" else stage.sampler()
-    sampler.refresh(stage.policy)
-    bad.fault = generating(fault, after=0)
-    assert same(ask(sampler), want)
-    assert [c.url for c in sampler.pool.alive] == [good.url]
-    (drained,) = sampler.alarms()
-    assert bad.url in drained
-    assert re.search(why, drained), drained
-    assert sampler.metrics()["server/moved"] >= 1
-    assert sum("is drained" in line for line in stage.told) == 1
-    bad.fault = None
-    sampler.refresh(stage.policy)
-    assert len(sampler.pool.alive) == 2
-    assert any("is back" in line for line in stage.told)
-
-
-REFUSING = {
-    "echo": (edited(lambda reply: reply["prompt_token_ids"].__setitem__(3, 7)),
-             r"record \w, stream \w+: the server read another prompt than ours: at position 3 it has 7, we have \d+"),
-    "short echo": (edited(lambda reply: reply["prompt_token_ids"].pop()), r"it has nothing, we have \d+"),
-    "no echo": (edited(lambda reply: reply.pop("prompt_token_ids")), "does not say which prompt ids it read"),
-    "no log-probs": (edited(lambda reply: reply["choices"][0].update(logprobs=None)), "recorded no log-probs"),
-    "other end": (edited(lambda reply: _write(reply, -1, 65, "stop")), "ended a turn with id 65 for reason 'stop'"),
-    "400": (failing(400), "answered 400: broken on purpose"),
-    "401": (failing(401), r"answered 401.*set sampling\.server\.key_file"),
-    "404": (failing(404), "answered 404.*serve-help"),
-}  # fmt: skip
-
-
-def _write(reply: Any, at: int, token: int, finish: str) -> None:
-    choice = reply["choices"][0]
-    choice["token_ids"][at] = choice["logprobs"]["content"][at]["token_id"] = token
-    choice["finish_reason"] = finish
-
-
-@ONE_FAMILY
-@pytest.mark.parametrize("name", REFUSING)
-def test_what_every_server_would_do_wrong_ends_the_run(stage: Stage, name: str) -> None:
-    fault, why = REFUSING[name]
-    fake = stage.serve()
-    sampler = stage.sampler()
-    sampler.refresh(stage.policy)
-    fake.fault = generating(fault, after=0)
-    with pytest.raises(UserError, match=why):
-        ask(sampler)
-
-
-@ONE_FAMILY
-def test_what_is_banned_is_never_taken(stage: Stage) -> None:
-    fake = stage.serve()
-    sampler = stage.sampler()
-    sampler.refresh(stage.policy)
-    fake.fault = generating(edited(lambda reply: _write(reply, -1, stage.policy.banned[0], "length")), after=0)
-    with pytest.raises(UserError, match="which is banned"):
-        ask(sampler)
-
-
-@ONE_FAMILY
-def test_a_passing_fault_is_tried_again(stage: Stage) -> None:
-    fake = stage.serve()
-    want = ask(stage.sampler())
-    count = [0]
-
-    def sometimes(*_: Any) -> None:
-        count[0] += 1
-        if count[0] % 3 == 0:
-            raise Status(503)
-
-    fake.fault = sometimes
-    sampler = stage.sampler(retries=6)
-    assert same(ask(sampler), want)
-    assert not sampler.alarms()
-
-
-@ONE_FAMILY
-def test_all_dead_is_one_clear_error(stage: Stage) -> None:
-    stage.serve(fault=generating(failing(500)))
-    stage.serve(fault=generating(failing(500)))
-    sampler = stage.sampler(retries=0)
-    with pytest.raises(UserError) as caught:
-        ask(sampler)
-    text = str(caught.value)
-    assert all(fake.url in text for fake in stage.fakes)
-    assert "no server is left" in text
-    assert "type the same command again" in text
-    assert "\n" not in text
-
-
-@ONE_FAMILY
-def test_nobody_there_from_the_start(stage: Stage) -> None:
-    with pytest.raises(UserError, match=r"no server is left: http://127\.0\.0\.1:9: no connection"):
-        ask(stage.sampler(urls=["http://127.0.0.1:9"], retries=0))
-    good = stage.serve()
-    sampler = stage.sampler(urls=["http://127.0.0.1:9", good.url], retries=0)
-    ask(sampler)
-    assert [c.url for c in sampler.pool.alive] == [good.url]
-
-
-@ONE_FAMILY
-def test_a_server_started_anew_gets_the_weights_again(stage: Stage) -> None:
-    """In the middle of a step: replies under another weight version are not used."""
-    fake = stage.serve()
-    want = ask(stage.sampler())
-    sampler = stage.sampler()
-    ask(sampler)
-    moved(fake.policy)
-    fake.version = "default"
-    assert same(ask(sampler), want)
-    assert any("started anew" in line for line in stage.told)
-    assert fake.version == sampler.refresher.version
-    assert all(
-        torch.equal(p, q) for p, q in zip(fake.policy.model.parameters(), stage.policy.model.parameters(), strict=True)
-    )

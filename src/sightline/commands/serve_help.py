@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -59,13 +61,48 @@ def described(recipe: Recipe, name: str, overrides: tuple[str, ...] = ()) -> str
         f"# {'one server' if len(urls) == 1 else 'one server each, on devices of their own'}; they must see "
         "the weights' folder under the same path. Dev mode",
         "# opens endpoints that change weights: let nobody else reach the port.",
+        *([] if is_cpu else _on_devices(server is not None and server.refresh == "transfer")),
     ]
-    for number, url in enumerate(urls):
-        lines += [_shown(recipe, url, None if is_cpu or len(urls) == 1 else number), ""]
+    trains_on, devices = _devices(recipe, urls)
+    for url, device in zip(urls, devices, strict=True):
+        lines += [_shown(recipe, url, device), ""]
     words = ["sightline", "train", name, *overrides]
     if server is None:
         words += ["--sampling.server.urls", PLACE]
-    return "\n".join([*lines, "# then, in this environment", shlex.join(words)])
+    return "\n".join([*lines, "# then, in this environment", trains_on + shlex.join(words)])
+
+
+def _on_devices(is_transfer: bool) -> list[str]:
+    """What must be known of a machine's GPUs."""
+    if is_transfer:
+        return [
+            "# Weights go from GPU to GPU: no device is shared, and both environments hold the same version of NCCL."
+        ]
+    return [
+        "# With one GPU in all, leave out CUDA_VISIBLE_DEVICES and add --gpu-memory-utilization 0.35: the",
+        "# server takes 0.9 of the device otherwise, and training needs the rest. Training on several GPUs takes the",
+        "# first ones: number the servers' devices behind them.",
+    ]
+
+
+def _devices(recipe: Recipe, urls: Sequence[str]) -> tuple[str, list[int | None]]:
+    """What stands before the training command, and the GPU of each server; none is given to two of them."""
+    if recipe.model.device == "cpu":
+        return "", [None for _ in urls]
+    number = recipe.model.device.partition(":")[2]
+    hosts = [urlsplit(url).hostname or "" for url in urls]
+    free = {host: count(1 if _is_here(host) and not number else 0) for host in hosts}
+    found: list[int | None] = []
+    for host in hosts:
+        device = next(free[host])
+        if number and _is_here(host) and device == int(number):
+            device = next(free[host])
+        found.append(device)
+    return ("CUDA_VISIBLE_DEVICES=0 " if any(map(_is_here, hosts)) and not number else ""), found
+
+
+def _is_here(host: str) -> bool:
+    return host in ("127.0.0.1", "localhost", "::1", "0.0.0.0")
 
 
 def serve_command(recipe: Recipe, url: str) -> tuple[dict[str, str], list[str]]:

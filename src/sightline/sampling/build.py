@@ -57,8 +57,7 @@ def server_sampler(
         ServerClient(url, timeout=server.timeout, retries=server.retries, key=key)
         for url in dict.fromkeys(url.rstrip("/") for url in server.urls)
     ]
-    weights = Path(server.folder) if server.folder else folder / "weights"
-    refresher = Refresher(_carrier(server, policy, weights, state), tolerance=server.tolerance, world=world)
+    refresher = Refresher(_carrier(server, policy, folder, state), tolerance=server.tolerance, world=world)
     return ServerSampler(policy, ServerPool(clients, concurrency=server.concurrency), refresher, api=server.api)
 
 
@@ -69,10 +68,11 @@ def _carrier(server: Server, policy: Policy, folder: Path, state: State | None) 
     obstacle = adapter_obstacle(policy)
     if server.refresh == "lora" and obstacle:
         raise UserError(f"the adapter cannot be sent: {obstacle}", where="sampling.server.refresh", hint="use folder")
+    place = Path(server.folder) if server.folder else folder / "weights"
     if server.refresh == "none":
         return NoCarrier()
     if server.refresh == "transfer":
         return NcclCarrier(policy.device, state)
     if server.refresh == "lora" or (server.refresh == "auto" and not obstacle):
-        return AdapterCarrier(folder, state)
-    return FolderCarrier(folder, state)
+        return AdapterCarrier(place, state, is_own=server.folder is None)
+    return FolderCarrier(place, state, is_own=server.folder is None)

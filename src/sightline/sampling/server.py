@@ -32,6 +32,9 @@ __all__ = ["ServerSampler"]
 
 _Task = tuple[int, Conversation]
 
+FRUITLESS = 1
+"""Rounds without a single reply after which servers that come back are no longer believed."""
+
 
 class ServerSampler:
     """Samples on vLLM servers.
@@ -67,13 +70,16 @@ class ServerSampler:
         homes = {name: i for i, name in enumerate(dict.fromkeys(r.prompt.record.id for r in requests))}
         results: list[list[Rollout]] = [[] for _ in requests]
         todo: list[_Task] = list(enumerate(begun))
+        fruitless = 0
         while todo:
-            started = time.perf_counter()
+            started, before = time.perf_counter(), self._tokens
             try:
                 left, reasons = self._converse(todo, results, settings, homes, (seed, step))
             finally:
                 self._seconds += time.perf_counter() - started
-            if left and not self._is_revived():
+            # a request that ends every server that is given it would otherwise go round for ever
+            fruitless = 0 if self._tokens > before else fruitless + 1
+            if left and (fruitless > FRUITLESS or not self._is_revived()):
                 raise self._none_left(reasons)
             todo = left
         return [sorted(group, key=lambda rollout: rollout.branch) for group in results]
@@ -105,8 +111,9 @@ class ServerSampler:
         return tuple(f"server {url} is drained: {why}" for url, why in self.pool.drained.items())
 
     def close(self) -> None:
-        """Ends threads and connections."""
+        """Lets go of connections and of weights on the disk; does not wait for what is in flight."""
         self.pool.close()
+        self.refresher.carrier.close()
 
     def fingerprint(self, client: ServerClient, request: Request, settings: SamplingSettings) -> list[Rollout]:
         """The Rollouts of one Request on one server, for the probe that follows a refresh."""
@@ -171,6 +178,9 @@ class ServerSampler:
             raise
         replies = read_replies(raw, asked, self.policy)
         self.refresher.check(replies)
+        # replies of the chat form do not say which weights they come from, so the server is asked
+        if api == "chat" and self.refresher.is_lost(client):
+            raise ServerDown(RESTARTED)
         return replies
 
     def _form(self, client: ServerClient) -> Api:

@@ -99,7 +99,9 @@ class ServerClient:
             if error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR or error.status_code in _PASSING:
                 raise ServerDown(f"{path} answered {error.status_code}: {said}") from None
             raise UserError(
-                f"{path} answered {error.status_code}: {said}", where=self.url, hint=_hint(error.status_code, path)
+                f"{path} answered {error.status_code}: {said}",
+                where=self.url,
+                hint=_hint(error.status_code, path, said),
             ) from None
         except ValueError as error:  # a body that calls itself JSON and is none
             raise ServerDown(f"{path} answered with something that is not JSON: {error}") from None
@@ -122,9 +124,13 @@ def _message(body: Any) -> str:
     return " ".join(str(body).split())[:300] if body else ""
 
 
-def _hint(status: int, path: str) -> str:
+def _hint(status: int, path: str, said: str) -> str:
     if status in (HTTPStatus.UNAUTHORIZED,):
         return "set sampling.server.key_file"
     if status in (HTTPStatus.NOT_FOUND, HTTPStatus.FORBIDDEN, HTTPStatus.METHOD_NOT_ALLOWED):
         return f"start it as `sightline serve-help RECIPE` says, so that it offers {path}"
+    if any(words in said for words in ("max_model_len", "maximum model length", "context length")):
+        return "raise its --max-model-len, or lower model.max_pixels on both sides"
+    if "image(s)" in said or "limit-mm-per-prompt" in said:
+        return "raise the number in its --limit-mm-per-prompt"
     return ""

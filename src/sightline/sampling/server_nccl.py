@@ -9,15 +9,16 @@ The servers join with an id that this process mints (`nccl_unique_id_b64`), so t
     POST /finish_weight_update          per server
 
 Every server must be started with `--weight-transfer-config '{"backend": "nccl"}'` on devices of their own: NCCL does
-not join two processes on one GPU.
+not join two processes on one GPU, nor two versions of itself.
 """
 
 from __future__ import annotations
 
 import base64
 import ctypes
+import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sightline.errors import UserError
@@ -114,6 +115,9 @@ class NcclCarrier:
         """The weights are the policy's own again."""
         self._tensors = {}
 
+    def close(self) -> None:
+        pass
+
     def _check_group(self, client: ServerClient) -> None:
         """A server that was started anew left its group: whoever sent into it would wait for ever."""
         answer = client.get("/weight_info")
@@ -154,20 +158,31 @@ class NcclCarrier:
 def _during(client: ServerClient, path: str, body: Mapping[str, Any], work: Callable[[], Result]) -> Result:
     """Does the work while the server handles a request that it answers only once the work is done.
 
-    What it refuses at once is raised before this process waits for a peer that never comes. After a failure nobody
-    waits for the request either: the server may be stuck in NCCL and never answer.
+    What the server refuses at once is raised before a peer is waited for that never comes. The work is done aside: an
+    error of the server, or its silence, is told while NCCL still waits. Neither is waited for after a failure.
     """
-    pool = ThreadPoolExecutor(1, thread_name_prefix="transfer")
-    try:
-        call = pool.submit(client.post, path, body, retries=0)
-        wait([call], timeout=PROMPT)
-        if call.done():
-            call.result()
-        result = work()
+    call = _aside(lambda: client.post(path, body, retries=0))
+    wait([call], timeout=PROMPT)
+    if call.done():
         call.result()
-    finally:
-        pool.shutdown(wait=False)
-    return result
+    mine = _aside(work)
+    for future in wait([call, mine], return_when=FIRST_EXCEPTION).done:
+        future.result()
+    return mine.result()
+
+
+def _aside(work: Callable[[], Result]) -> Future[Result]:
+    """Work in a thread that the end of this process does not wait for."""
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="transfer", daemon=True).start()
+    return future
 
 
 class NcclLibrary:
@@ -200,7 +215,15 @@ class NcclLibrary:
         ]  # fmt: skip
         self._library.ncclAllReduce.argtypes = [pointer, pointer, size, ctypes.c_int, ctypes.c_int, pointer, pointer]
         self._library.ncclBroadcast.argtypes = [pointer, pointer, size, ctypes.c_int, ctypes.c_int, pointer, pointer]
+        self._library.ncclCommAbort.argtypes = [pointer]
+        self._library.ncclGetErrorString.argtypes = [ctypes.c_int]
         self._library.ncclGetErrorString.restype = ctypes.c_char_p
+
+    def version(self) -> str:
+        """As `2.28.9`."""
+        found = ctypes.c_int()
+        self._library.ncclGetVersion(ctypes.byref(found))
+        return f"{found.value // 10000}.{found.value // 100 % 100}.{found.value % 100}"
 
     def unique_id(self) -> bytes:
         found = self._UniqueId()
@@ -229,7 +252,10 @@ class NcclLibrary:
             sent.record_stream(torch.cuda.current_stream(self.device))
 
     def leave(self, group: ctypes.c_void_p) -> None:
-        self._library.ncclCommAbort(group)
+        import torch
+
+        with torch.cuda.device(self.device):
+            self._library.ncclCommAbort(group)
 
     def wait(self) -> None:
         import torch
@@ -243,7 +269,8 @@ class NcclLibrary:
 
     def _check(self, status: int) -> None:
         if status:
-            raise ServerDown(f"NCCL failed: {self._library.ncclGetErrorString(status).decode()}")
+            said = self._library.ncclGetErrorString(status).decode()
+            raise ServerDown(f"NCCL {self.version()} failed: {said}; both sides need the same version of NCCL")
 
 
 def _workers(client: ServerClient) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TypeVar
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 from sightline.sampling.server_client import ServerClient, ServerDown
 
@@ -45,7 +46,8 @@ class ServerPool:
         self._room = threading.Condition()
         self._tell = tell or _print
         self.concurrency = concurrency
-        self._threads = ThreadPoolExecutor(concurrency * len(self._seats), thread_name_prefix="sample")
+        self._threads = _Threads(concurrency * len(self._seats))
+        self._is_closed = False
         self.moved = 0
 
     @property
@@ -73,7 +75,7 @@ class ServerPool:
         Returns:
             A Future that raises `NoServers` when none is left.
         """
-        return self._threads.submit(self._run, work, home)
+        return self._threads.submit(lambda: self._run(work, home))
 
     def drain(self, client: ServerClient, why: str) -> None:
         """Takes a server out, and says so once."""
@@ -95,8 +97,11 @@ class ServerPool:
             self._tell(f"server {client.url} is back")
 
     def close(self) -> None:
-        """Waits for what is in flight, then ends threads and connections."""
-        self._threads.shutdown(cancel_futures=True)
+        """Ends connections; what is in flight is given up, not waited for: a server may be silent for hours."""
+        with self._room:
+            self._is_closed = True
+            self._room.notify_all()
+        self._threads.close()
         for seat in self._seats:
             seat.client.close()
 
@@ -106,6 +111,8 @@ class ServerPool:
             try:
                 return work(seat.client)
             except ServerDown as error:
+                if self._is_closed:
+                    raise
                 self.drain(seat.client, str(error))
                 with self._room:
                     self.moved += 1
@@ -115,13 +122,17 @@ class ServerPool:
                     self._room.notify_all()
 
     def _taken(self, home: int) -> _Seat:
-        """A place on the home server if it is alive, otherwise on the one that follows; waits until one is free."""
+        """A place on the home server if it is alive, otherwise on one of those that are; waits until one is free."""
         with self._room:
             while True:
+                if self._is_closed:
+                    raise NoServers("the sampler is closed")
                 alive = [seat for seat in self._seats if not seat.drained]
                 if not alive:
                     raise NoServers("; ".join(f"{s.client.url}: {s.drained}" for s in self._seats))
-                seat = alive[home % len(alive)]
+                seat = self._seats[home % len(self._seats)]
+                if seat.drained:  # the others keep their own
+                    seat = alive[home // len(self._seats) % len(alive)]
                 if seat.busy < self.concurrency:
                     seat.busy += 1
                     return seat
@@ -129,6 +140,38 @@ class ServerPool:
 
     def _seat(self, client: ServerClient) -> _Seat:
         return next(seat for seat in self._seats if seat.client is client)
+
+
+class _Threads:
+    """Runs work in as many threads as are needed up to a limit; the end of this process does not wait for them."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._started = limit, 0
+        self._waiting: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+
+    def submit(self, work: Callable[[], Result]) -> Future[Result]:
+        """Called from one thread only."""
+        future: Future[Result] = Future()
+        self._waiting.put((future, work))
+        if self._started < self._limit:
+            self._started += 1
+            threading.Thread(target=self._run, name="sample", daemon=True).start()
+        return future
+
+    def close(self) -> None:
+        """Ends the threads that wait for work."""
+        for _ in range(self._started):
+            self._waiting.put(None)
+
+    def _run(self) -> None:
+        while (item := self._waiting.get()) is not None:
+            future, work = item
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(work())
+            except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+                future.set_exception(error)
 
 
 def _print(line: str) -> None:

@@ -2,7 +2,9 @@
 
 After each delivery every server samples a probe (a drawn picture, a fixed question, temperature 0.7) and the learner
 scores the very ids: the mean difference of their log-probs must stay within a tolerance. The temperature is not 1, so
-that a server which reports other log-probs than those it draws from is found out as well.
+that a server which reports other log-probs than those it draws from is found out as well. In half precision a single
+update moves log-probs by less than engines differ: there, a server that keeps its old weights is known by replies that
+stay the same to the last bit while the learner's log-probs of them change.
 
 Every delivery also gives the weights a name, which vLLM repeats with each reply: a server that was started anew in
 between answers under another name, and its replies are not used.
@@ -35,6 +37,8 @@ __all__ = ["RESTARTED", "Everyone", "Refresher", "learner_logprobs", "probe"]
 
 PROBE = SamplingSettings(temperature=0.7, max_new_tokens=16)
 HALF_TOLERANCE, TOLERANCE = 0.05, 1e-4
+MOVED = 0.1
+"""Share of the tolerance by which the learner may move while a server stays the same to the last bit."""
 
 RESTARTED = "it was started anew and does not hold the weights of this run"
 
@@ -92,6 +96,7 @@ class Refresher:
         self._tell = tell or _print
         self._run, self._count = uuid.uuid4().hex[:8], 0
         self._models: dict[str, str] = {}
+        self._seen: dict[str, tuple[tuple[Rollout, ...], tuple[np.ndarray, ...]]] = {}
         self._seconds: list[float] = []
 
     def refresh(self, policy: Policy, pool: ServerPool, fingerprint: _Fingerprint) -> None:
@@ -173,20 +178,37 @@ class Refresher:
         return _Delivered(probes, models, failed)
 
     def _verify(self, policy: Policy, probes: dict[str, list[Rollout]]) -> None:
-        mine = iter(learner_logprobs(policy, [r for group in probes.values() for r in group], PROBE.temperature))
+        scored = iter(learner_logprobs(policy, [r for group in probes.values() for r in group], PROBE.temperature))
         is_half = policy.model.dtype.itemsize < 4
         limit = self.tolerance or (HALF_TOLERANCE if is_half else TOLERANCE)
         worst = 0.0
         for url, group in probes.items():
-            apart = np.concatenate([np.abs(r.logprobs - next(mine)) for r in group])
+            mine = [next(scored) for _ in group]
+            apart = _apart([r.logprobs for r in group], mine)
             if not apart.mean() <= limit:
                 raise UserError(
                     f"the server's log-probs differ from the learner's by {apart.mean():.2g} on average "
                     f"(at most {apart.max():.2g}, over {len(apart)} tokens), more than {limit:g}", where=url,
                     hint="start it as `sightline serve-help RECIPE` says, or raise sampling.server.tolerance",
                 )  # fmt: skip
+            self._check_moved(url, group, mine, limit)
             worst = max(worst, float(apart.mean()))
         self.difference = worst
+
+    def _check_moved(self, url: str, group: list[Rollout], mine: list[np.ndarray], limit: float) -> None:
+        """A server whose replies stay the same to the last bit while the learner's log-probs of them change did not
+        take the weights, even if it is still within the tolerance."""
+        before, then = self._seen.get(url, ((), ()))
+        if len(before) != len(group) or not all(_equal(a, b) for a, b in zip(before, group, strict=True)):
+            self._seen[url] = (tuple(group), tuple(mine))
+            return
+        moved = float(_apart(then, mine).mean())
+        if moved > MOVED * limit:
+            raise UserError(
+                f"the server answers to the last bit as it did with earlier weights, while the learner's log-probs "
+                f"moved by {moved:.2g} on average: it does not take what it is sent", where=url,
+                hint="start it as `sightline serve-help RECIPE` says",
+            )  # fmt: skip
 
     def _verified(self, probes: dict[str, list[Rollout]]) -> str:
         tokens = sum(len(r.ids) for group in probes.values() for r in group)
@@ -194,6 +216,14 @@ class Refresher:
             f"weights verified on {len(probes)} server{'s' * (len(probes) > 1)} ({self.carrier.kind}): log-probs "
             f"within {self.difference:.1e} of the learner's on average, over {tokens} tokens"
         )
+
+
+def _equal(a: Rollout, b: Rollout) -> bool:
+    return np.array_equal(a.ids, b.ids) and np.array_equal(a.logprobs, b.logprobs)
+
+
+def _apart(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> Float[np.ndarray, "tokens"]:
+    return np.concatenate([np.abs(x - y) for x, y in zip(a, b, strict=True)])
 
 
 def probe(policy: Policy) -> Request:

@@ -175,6 +175,11 @@ def _read(choice: Mapping[str, Any], asked: Asked, policy: Policy) -> Reply:
     if forbidden := sorted(set(ids) & set(policy.banned)):
         raise UserError(f"the server wrote id {forbidden[0]}, which is banned", where=asked.where,
                         hint="use a supported version: sightline serve-help RECIPE")  # fmt: skip
+    if finish == "length" and len(ids) < asked.settings.max_new_tokens:
+        raise UserError(
+            f"the server cut a reply at {len(ids)} of {asked.settings.max_new_tokens} tokens: with the prompt's "
+            f"{len(asked.ids)} its model length is full", where=asked.where, hint="raise its --max-model-len",
+        )  # fmt: skip
     versions = tuple(str(span["version"]) for span in choice.get("weight_versions") or ())
     return Reply(ids, logprobs, finish, versions)
 

@@ -7,10 +7,14 @@ features that are gone.
 
 from __future__ import annotations
 
+import re
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from safetensors import SafetensorError
 
 from sightline.errors import UserError
 from sightline.sampling.server_client import ServerClient, ServerDown
@@ -34,6 +38,11 @@ __all__ = [
 
 ADAPTER = "sightline-adapter"
 """Name of the adapter on the servers."""
+
+PAUSES = (0.1, 0.4, 1.5)
+"""Seconds between attempts to empty the prefix cache."""
+
+_VERSION = re.compile(r"[0-9a-f]{8}-\d+(\.draft)?")
 
 State = Callable[["Policy"], "Mapping[str, Tensor]"]
 """The full tensors of a policy by name; empty in processes that do not write."""
@@ -69,6 +78,10 @@ class Carrier(Protocol):
         """All servers have what was prepared."""
         ...
 
+    def close(self) -> None:
+        """Nothing is delivered any more."""
+        ...
+
 
 class NoCarrier:
     """The servers hold the right weights already; they are verified, never changed."""
@@ -87,6 +100,59 @@ class NoCarrier:
     def finish(self) -> None:
         pass
 
+    def close(self) -> None:
+        pass
+
+
+class _Versions:
+    """A folder with one folder per version, of which only the newest stays.
+
+    Args:
+        folder: where; it may serve several runs.
+        is_own: it belongs to this run alone, so that what a killed one left there can go.
+    """
+
+    def __init__(self, folder: Path, *, is_own: bool = False) -> None:
+        self.folder, self._is_own = folder.expanduser().resolve(), is_own
+        self.path: Path | None = None
+        self._old: list[Path] = []
+
+    def write(self, version: str, fill: Callable[[Path], None]) -> None:
+        """Fills the folder of a version, which appears under its name once it is whole.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        draft, path = self.folder / f"{version}.draft", self.folder / version
+        try:
+            if self._is_own and self.path is None and self.folder.is_dir():
+                for left in self.folder.iterdir():
+                    if _VERSION.fullmatch(left.name):
+                        shutil.rmtree(left)
+            draft.mkdir(parents=True, exist_ok=True)
+            fill(draft)
+            draft.rename(path)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise UserError(
+                f"weights for the servers cannot be written: {error}", where=str(self.folder),
+                hint="set sampling.server.folder to a place with room that the servers see too",
+            ) from None  # fmt: skip
+        self._old += [self.path] if self.path else []
+        self.path = path
+
+    def finish(self) -> None:
+        """Drops the versions before the newest, which this object wrote itself."""
+        for path in self._old:
+            shutil.rmtree(path, ignore_errors=True)
+        self._old = []
+
+    def close(self) -> None:
+        """Drops the newest too."""
+        self._old += [self.path] if self.path else []
+        self.path = None
+        self.finish()
+
 
 class FolderCarrier:
     """Saves all weights to a folder that the servers see under the same path, and has them reloaded layer by layer.
@@ -95,14 +161,13 @@ class FolderCarrier:
         folder: holds one folder per version, of which only the newest stays.
         state: the policy -> its full tensors by published name, where they are spread over processes, all of which
             call it. An adapter is merged.
+        is_own: the folder belongs to this run alone.
     """
 
     kind = "folder"
 
-    def __init__(self, folder: Path, state: State | None = None) -> None:
-        self.folder, self._state = folder.expanduser().resolve(), state
-        self._path: Path | None = None
-        self._old: list[Path] = []
+    def __init__(self, folder: Path, state: State | None = None, *, is_own: bool = False) -> None:
+        self._versions, self._state = _Versions(folder, is_own=is_own), state
 
     def prepare(self, policy: Policy, version: str, *, is_main: bool) -> None:
         state = full_state(policy) if policy.lora or self._state is None else dict(self._state(policy))
@@ -110,43 +175,36 @@ class FolderCarrier:
             return
         from sightline.policy.save import write_weights
 
-        draft, path = self.folder / f"{version}.draft", self.folder / version
-        draft.mkdir(parents=True, exist_ok=True)
-        write_weights(_with_head(policy, state), draft)
-        draft.rename(path)
-        self._old += [self._path] if self._path else []
-        self._path = path
+        self._versions.write(version, lambda path: write_weights(_with_head(policy, state), path))
 
     def deliver(self, client: ServerClient) -> None:
-        if self._path is None:
-            raise UserError("no weights are ready", where=str(self.folder))
-        client.post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(self._path)}},
-                    retries=0)  # fmt: skip
+        if self._versions.path is None:
+            raise UserError("no weights are ready", where=str(self._versions.folder))
+        wanted = {"method": "reload_weights", "kwargs": {"weights_path": str(self._versions.path)}}
+        client.post("/collective_rpc", wanted, retries=0)
         reset_caches(client)
 
     def model(self, served: str) -> str:
         return served
 
     def finish(self) -> None:
-        """Drops the versions before this one, which this object wrote itself."""
-        for path in self._old:
-            shutil.rmtree(path, ignore_errors=True)
-        self._old = []
+        self._versions.finish()
+
+    def close(self) -> None:
+        self._versions.close()
 
 
 class AdapterCarrier:
     """Saves a LoRA adapter alone and has it loaded in place of the one before.
 
     Args:
-        folder, state: as for `FolderCarrier`; the state holds the adapter's tensors.
+        folder, state, is_own: as for `FolderCarrier`; the state holds the adapter's tensors.
     """
 
     kind = "lora"
 
-    def __init__(self, folder: Path, state: State | None = None) -> None:
-        self.folder, self._state = folder.expanduser().resolve(), state
-        self._path: Path | None = None
-        self._old: list[Path] = []
+    def __init__(self, folder: Path, state: State | None = None, *, is_own: bool = False) -> None:
+        self._versions, self._state = _Versions(folder, is_own=is_own), state
 
     def prepare(self, policy: Policy, version: str, *, is_main: bool) -> None:
         state = None if self._state is None else self._state(policy)
@@ -154,16 +212,12 @@ class AdapterCarrier:
             return
         from sightline.policy.lora import save_adapter
 
-        path = self.folder / version
-        path.mkdir(parents=True, exist_ok=True)
-        save_adapter(policy, path, state)
-        self._old += [self._path] if self._path else []
-        self._path = path
+        self._versions.write(version, lambda path: save_adapter(policy, path, state))
 
     def deliver(self, client: ServerClient) -> None:
-        if self._path is None:
-            raise UserError("no adapter is ready", where=str(self.folder))
-        body = {"lora_name": ADAPTER, "lora_path": str(self._path), "load_inplace": True}
+        if self._versions.path is None:
+            raise UserError("no adapter is ready", where=str(self._versions.folder))
+        body = {"lora_name": ADAPTER, "lora_path": str(self._versions.path), "load_inplace": True}
         client.post("/v1/load_lora_adapter", body, retries=0)
         reset_caches(client)
 
@@ -171,10 +225,10 @@ class AdapterCarrier:
         return ADAPTER
 
     def finish(self) -> None:
-        """Drops the versions before this one, which this object wrote itself."""
-        for path in self._old:
-            shutil.rmtree(path, ignore_errors=True)
-        self._old = []
+        self._versions.finish()
+
+    def close(self) -> None:
+        self._versions.close()
 
 
 def reset_caches(client: ServerClient) -> None:
@@ -183,9 +237,13 @@ def reset_caches(client: ServerClient) -> None:
     Raises:
         ServerDown: keys and values are still held.
     """
-    answer: Any = client.post("/reset_prefix_cache")
-    if isinstance(answer, Mapping) and answer.get("success") is False:
-        raise ServerDown("the prefix cache cannot be emptied: requests of somebody else are running")
+    for pause in (*PAUSES, None):  # requests that were given up a moment ago may still hold some
+        answer: Any = client.post("/reset_prefix_cache")
+        if not (isinstance(answer, Mapping) and answer.get("success") is False):
+            break
+        if pause is None:
+            raise ServerDown("the prefix cache cannot be emptied: requests of somebody else are running")
+        time.sleep(pause)
     client.post("/reset_mm_cache")
     client.post("/reset_encoder_cache")
 
