@@ -181,6 +181,7 @@ def ways() -> list[Way]:
         Way("LoRA, four bits", lora, {"is_quantised": True}),
         Way("LoRA", lora, {}),
         Way("full, 8-bit states, rounded", Trained(), {"states": "8bit", "masters": "stochastic"}),
+        Way("full, rounded", Trained(), {"masters": "stochastic"}),
         Way("full", Trained(), {}),
     ]
 
@@ -214,7 +215,8 @@ def table() -> str:
 
 
 def _cards(needs: Any, model: Any, setup: Any, work: Any, held: Any, gib: float) -> str:
-    for count in CARDS if not setup.is_quantised else CARDS[:1]:
+    cut = not setup.is_quantised and setup.states == "fp32"
+    for count in CARDS if cut else CARDS[:1]:
         shared = replace(setup, processes=count, is_sharded=count > 1)
         if needs.fits(needs.memory(model, shared, work, held), gib):
             return str(count)

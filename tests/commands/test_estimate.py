@@ -13,6 +13,7 @@ import pytest
 from sightline.cli import main
 from sightline.commands.estimate import describe
 from sightline.config import Recipe, load_recipe
+from sightline.errors import UserError
 from sightline.policy.architecture import architecture
 from sightline.policy.flops import Trained, Work, update_flops
 from sightline.policy.outline import open_outline
@@ -148,10 +149,69 @@ def test_settings_of_the_recipe_reach_the_arithmetic() -> None:
     lora = setup_of(recipe_of("ivgr", "--model.lora.rank", "16", "--model.lora.quantise", "nf4"), model)
     assert (lora.trained.rank, lora.is_quantised, lora.reference, lora.weight) == (16, True, "adapter", 2)
     assert lora.features == 2**30
-    full = setup_of(recipe_of("ivgr", "--model.reference", "cpu", "--optim.states", "8bit"), model, 4)
-    assert (full.is_sharded, full.reference, full.states, full.trained) == (True, "cpu", "8bit", Trained())
+    full = setup_of(recipe_of("ivgr", "--model.reference", "cpu", "--model.lora", "null"), model, 4)
+    assert (full.is_sharded, full.reference, full.states, full.trained) == (True, "cpu", "fp32", Trained())
+    # what cannot be cut stands whole on every card, as in a run
+    for words in (("--optim.states", "8bit"), ("--model.lora.rank", "1024", "--model.lora.quantise", "nf4")):
+        assert not setup_of(recipe_of("ivgr", *words), model, 4).is_sharded
     frozen = setup_of(recipe_of("grpo", "--model.train_vision", "false"), model)
     assert (frozen.trained.vision, frozen.is_cuda, frozen.weight) == (False, False, 4)
+
+
+def test_names_of_layers_count_as_peft_takes_them() -> None:
+    model = architecture(published_config(SEVEN))
+
+    def trained(targets: str) -> Trained:
+        return setup_of(recipe_of("ivgr", "--model.lora.targets", targets), model).trained
+
+    usual = "[q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]"
+    assert trained(usual) == trained("language")
+    assert not trained(usual).trains_tower
+    assert trained("[self_attn.q_proj]").targets == ("q_proj",)
+    assert trained("[qkv, v_proj]").trains_tower
+    assert trained("[qkv, v_proj]").targets == ("v_proj",)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--model.dtype", "float16"), "float16 cannot be trained"),
+        (("--model.lora.targets", "[wq]"), "no linear layer is called wq"),
+        (("--model.lora.targets", "[lm_head]"), "the output matrix takes no adapter"),
+        (("--model.lora.targets", "[qkv]", "--model.train_vision", "false"), "train_vision: false freezes"),
+        (("--model.name", SEVEN, "--model.lora.quantise", "nf4", "--model.lora.targets", "all"), "need a multiple of"),
+    ],
+)
+def test_what_cannot_be_is_told_without_weights(
+    words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "grpo", *words, "--dry-run"]) == 2
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert len(shown.err.strip().splitlines()) == 1
+
+
+def test_an_adapter_that_is_there_is_counted(tmp_path: Path) -> None:
+    from sightline.config.sections import Lora
+    from sightline.policy.load import load_policy
+    from sightline.policy.save import save_policy
+
+    pytest.importorskip("peft")
+    lora = Lora(rank=4, targets=("q_proj", "qkv"))
+    policy = load_policy("embedded:qwen3_vl", lora=lora)
+    save_policy(policy, tmp_path)
+    words = ("--model.name", str(tmp_path), "--method.objective.kl", "0.1")
+    setup = planned("grpo", *words, looked=1).setup
+    assert (setup.trained.rank, setup.trained.targets, setup.trained.trains_tower) == (4, ("q_proj",), True)
+    assert setup.reference == "device"  # without the adapter the policy is not the one at the start
+    with pytest.raises(UserError, match=r"model\.lora: the adapter of .* has rank 4, not 8"):
+        planned("grpo", *words, "--model.lora.rank", "8", looked=1)
+
+
+def test_more_cards_are_offered_with_states_that_can_be_cut(tmp_path: Path) -> None:
+    words = ("--optim.states", "8bit", "--model.masters", "stochastic")
+    said = describe(recipe_of("ivgr", *SCENES, *words), tmp_path / "run")
+    assert re.search(r"nproc-per-node 8 .* --optim.states fp32", said)
 
 
 def test_what_does_not_fit_is_told_with_what_would_help(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from sightline.config import Optim
 from sightline.config.sections import Lora
 from sightline.policy.batch import Batch
 from sightline.policy.load import Policy, load_policy
+from sightline.policy.save import save_policy
 from sightline.train.learner import Learner
 from sightline.train.reference import AdapterOff, CpuCopy, FrozenCopy, _on_cpu, keep_reference
 from stock import groups_of, make_method
@@ -115,6 +116,20 @@ def test_with_an_adapter_the_reference_is_the_adapter_off(policy: Policy) -> Non
     batch = batch_of(policy)
     assert torch.equal(reference.logprobs(batch, 1.0), policy.module(batch).logprobs)
     assert any(p.requires_grad for p in adapted.model.parameters())
+
+
+def test_an_adapter_that_was_there_belongs_to_the_start(policy: Policy, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    earlier = load_policy(policy.source, lora=Lora(rank=4))
+    disturb(earlier)
+    save_policy(earlier, tmp_path)
+    trained, batch = load_policy(tmp_path), batch_of(policy)
+    expected = trained.module(batch).logprobs.detach()
+    reference = keep_reference(trained, lambda: trained, is_adapted=True)
+    disturb(trained)
+    assert torch.equal(reference.logprobs(batch, 1.0), expected)
+    assert not torch.equal(trained.module(batch).logprobs, expected)
+    assert any(p.requires_grad for p in trained.model.parameters())
 
 
 @pytest.mark.parametrize("inner_steps", [1, 2])

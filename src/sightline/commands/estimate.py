@@ -140,7 +140,7 @@ def _variants(found: Plan) -> Iterator[tuple[str, Memory]]:
             yield "--model.train_vision false", of(replace(setup, trained=replace(trained, vision=False)))
         if setup.masters == "fp32" and setup.weight < 4:
             yield "--model.masters stochastic", of(replace(setup, masters="stochastic"))
-        if setup.states == "fp32":
+        if setup.states == "fp32" and not setup.is_sharded:
             yield "--optim.states 8bit", of(replace(setup, states="8bit"))
     elif not setup.is_quantised:
         yield "--model.lora.quantise nf4", of(replace(setup, is_quantised=True))
@@ -156,8 +156,9 @@ def _variants(found: Plan) -> Iterator[tuple[str, Memory]]:
     if not trained.rank:
         for cards in MANY:
             if cards > setup.processes:
-                shared = of(replace(setup, processes=cards, is_sharded=True))
-                yield f"torchrun --nproc-per-node {cards} -m sightline train ... (each card)", shared
+                shared = of(replace(setup, processes=cards, is_sharded=True, states="fp32"))
+                also = " --optim.states fp32" * (setup.states == "8bit")
+                yield f"torchrun --nproc-per-node {cards} -m sightline train ...{also} (each card)", shared
 
 
 def _lasting(found: Plan, shorter: Plan, recipe: Recipe) -> Iterator[tuple[str, str]]:

@@ -15,9 +15,11 @@ from sightline.errors import UserError
 from sightline.policy.features import tower
 
 if TYPE_CHECKING:
+    import torch
+
     from sightline.policy.load import Policy
 
-__all__ = ["use_kernels"]
+__all__ = ["check_kernels", "use_kernels"]
 
 ROTARY = "apply_rotary_pos_emb"
 
@@ -34,16 +36,27 @@ def use_kernels(policy: Policy, kind: Literal["none", "liger", "auto"]) -> bool:
     """
     if kind == "none":
         return False
-    problem = "" if policy.device.type == "cuda" else f"Liger runs on cuda, and the policy is on {policy.device.type}"
-    library = _library()
-    if library is None:
-        problem = "Liger is not installed, or lacks triton"
-    if problem:
+    try:
+        check_kernels(policy.device)
+    except UserError:
         if kind == "auto":
             return False
-        raise UserError(problem, where="model.kernels", hint="pip install 'sightline[gpu]', or model.kernels none")
-    patch(policy, library)
+        raise
+    patch(policy, _library())
     return True
+
+
+def check_kernels(device: torch.device) -> None:
+    """Raises where Liger cannot run.
+
+    Raises:
+        UserError: it is not installed, or the device is not CUDA.
+    """
+    problem = "" if device.type == "cuda" else f"Liger runs on cuda, and the policy is on {device.type}"
+    if _library() is None:
+        problem = "Liger is not installed, or lacks triton"
+    if problem:
+        raise UserError(problem, where="model.kernels", hint="pip install 'sightline[gpu]', or model.kernels none")
 
 
 def patch(policy: Policy, library: Any) -> None:

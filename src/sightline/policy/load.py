@@ -20,6 +20,7 @@ from jaxtyping import Int
 from sightline.errors import UserError
 from sightline.geometry.frames import Frame
 from sightline.language.spans import byte_pieces
+from sightline.policy.adapted import base_folder
 from sightline.policy.adapter import ModelAdapter
 from sightline.policy.devices import device_named, dtype_named
 from sightline.policy.encode import Encoded, encode_prompt, encode_turn
@@ -170,7 +171,7 @@ def load_policy(
     target, number_format = device_named(device), dtype_named(dtype)
     given = checkpoint_folder(str(name_or_path))
     base = adapter_base(given)
-    folder = given if base is None else checkpoint_folder(base)
+    folder = given if base is None else base_folder(base, given)
     if base is not None and adapter_base(folder) is not None:
         raise UserError("the base of this adapter is an adapter, too", where=str(given / "adapter_config.json"),
                         hint="name whole weights: sightline export RUN --merged --out FOLDER")  # fmt: skip

@@ -46,6 +46,7 @@ class Outline:
         style: wording of its prompts.
         image_token: id of one visual token.
         tokenizer, template: None where no files are here.
+        adapter: the folder of the adapter that it has.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Outline:
     image_token: int
     tokenizer: Any = None
     template: str = ""
+    adapter: Path | None = None
 
     def grid(self, image: ImageRef) -> tuple[int, int]:
         """Rows and columns of visual tokens of an image."""
@@ -112,6 +114,7 @@ def open_outline(model: Model) -> Outline:
     return Outline(
         name=model.name, model=dimensions, frame=_frame(dimensions, *limits), style=card.get("prompt_style", "full"),
         image_token=int(config["image_token_id"]), tokenizer=tokenizer, template=template,
+        adapter=own if ((own := Path(model.name).expanduser()) / "adapter_config.json").exists() else None,
     )  # fmt: skip
 
 

@@ -19,7 +19,9 @@ import numpy as np
 from sightline.policy.batch import microbatches
 from sightline.policy.flops import Flops, Trained, Work, forward_flops, padded_work, tree_work, update_flops
 from sightline.policy.memory import Sampled, Setup, trained_parameters
+from sightline.policy.targets import chosen
 from sightline.policy.tree import Tree, build_tree, rollout_path
+from sightline.train.possible import with_adapter
 from sightline.types import ImageRef, ImageSlot, Prompt, Rollout, Span, Turn
 
 if TYPE_CHECKING:
@@ -151,18 +153,27 @@ class Plan:
         return sum((count(work) for work in self.works), Flops()) * self.share
 
 
-def setup_of(recipe: Recipe, model: Architecture, processes: int = 1) -> Setup:
-    """How the policy of a recipe sits in memory on so many cards."""
+def setup_of(recipe: Recipe, model: Architecture, processes: int = 1, *, is_adapted: bool = False) -> Setup:
+    """How the policy of a recipe sits in memory on so many cards.
+
+    Args:
+        recipe: with the adapter that the policy already has (`possible.with_adapter`).
+        model: its dimensions.
+        processes: cards.
+        is_adapted: the policy has an adapter at the start, so that the reference is a copy.
+    """
     own, is_cuda = recipe.model, _is_cuda(recipe.model.device)
     trained = trained_of(recipe, model)
     count = trained_parameters(model, trained)
     quantised = own.lora is not None and own.lora.quantise is not None
-    is_sharded = processes > 1 and not quantised and (
-        recipe.train.parallel == "fsdp" or (recipe.train.parallel == "auto" and count > SHARDED)
-    )  # fmt: skip
+    is_sharded = processes > 1 and (
+        recipe.train.parallel == "fsdp"
+        or (recipe.train.parallel == "auto" and count > SHARDED and not quantised and recipe.optim.states == "fp32")
+    )
     reference: Literal["none", "adapter", "device", "cpu"] = "none"
     if recipe.method_config.objective.kl > 0:
-        reference = "adapter" if own.lora is not None else "cpu" if own.reference == "cpu" else "device"
+        is_off = own.lora is not None and not is_adapted
+        reference = "adapter" if is_off else "cpu" if own.reference == "cpu" else "device"
     fused = own.kernels == "liger" or (
         own.kernels == "auto" and is_cuda and importlib.util.find_spec("liger_kernel") is not None
     )
@@ -175,16 +186,20 @@ def setup_of(recipe: Recipe, model: Architecture, processes: int = 1) -> Setup:
 
 
 def trained_of(recipe: Recipe, model: Architecture) -> Trained:
-    """What the recipe trains: everything, the language model alone, or adapters."""
+    """What the recipe trains: everything, the language model alone, or adapters.
+
+    An adapter of some layers of a kind is counted as one of all.
+    """
     own = recipe.model
     if own.lora is None:
         return Trained(vision=own.train_vision)
-    names = tuple(model.text.matrices)
-    targets = names if isinstance(own.lora.targets, str) else tuple(n for n in names if n in own.lora.targets)
+    adapted = chosen(list(model.linear), own.lora.targets)
+    language = {name.rpartition(".")[2] for name in adapted if ".language_model." in name}
+    targets = tuple(name for name in model.text.matrices if name in language)
     has_rows = any(stage.focus is not None for stage in _method(recipe).stages())
     return Trained(
-        text=False, vision=False, rank=own.lora.rank, targets=targets, adapts_vision=own.lora.targets == "all",
-        embeddings=has_rows,
+        text=False, vision=False, rank=own.lora.rank, targets=targets, embeddings=has_rows,
+        adapts_vision=any(".visual." in name for name in adapted),
     )  # fmt: skip
 
 
@@ -199,9 +214,9 @@ def plan(recipe: Recipe, outline: Outline, *, processes: int = 1, looked: int = 
         length: of every reply, as a share of its limit.
 
     Raises:
-        UserError: the records cannot be read.
+        UserError: the records cannot be read, or the recipe asks for what cannot be.
     """
-    method = _method(recipe)
+    recipe, method = with_adapter(recipe, outline.model, outline.adapter), _method(recipe)
     records = _records(recipe, looked)
     streams: Counter[str] = Counter()
     prompts, visual, trees, unshared = [], [], [], []
@@ -219,7 +234,8 @@ def plan(recipe: Recipe, outline: Outline, *, processes: int = 1, looked: int = 
         unshared.append(tuple((len(r.prompt_ids) + len(r.ids), int(r.sampled.sum())) for r in rollouts))
     share = recipe.data.records_per_step / len(records)
     return Plan(
-        outline=outline, setup=setup_of(recipe, outline.model, processes), method=method,
+        outline=outline, method=method,
+        setup=setup_of(recipe, outline.model, processes, is_adapted=outline.adapter is not None),
         passes=_passes(recipe, method), records=recipe.data.records_per_step,
         streams={name: round(share * count) for name, count in streams.items()}, prompts=tuple(prompts),
         visual=tuple(visual), trees=tuple(trees), unshared=tuple(unshared), budget=recipe.train.token_budget,

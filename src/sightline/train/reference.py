@@ -1,4 +1,4 @@
-"""The policy that training started from, which the KL term holds on to: an adapter switched off, or a frozen copy.
+"""The policy that training started from, which the KL term holds on to: a new adapter switched off, or a frozen copy.
 
 A copy takes the weights' memory a second time: on the device, or on the CPU, from where each layer visits the device
 while it is computed. The device then holds embeddings, output matrix and norms during a pass, and one layer at a time.
@@ -34,7 +34,7 @@ class AdapterOff:
     """The trained policy itself, without its adapter; costs no memory.
 
     Args:
-        policy: has an adapter.
+        policy: has an adapter that changed nothing at the start.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -112,7 +112,11 @@ class _Visit:
 
 
 def keep_reference(
-    policy: Policy, start: Callable[[], Policy], place: Literal["auto", "device", "cpu"] = "auto"
+    policy: Policy,
+    start: Callable[[], Policy],
+    place: Literal["auto", "device", "cpu"] = "auto",
+    *,
+    is_adapted: bool = False,
 ) -> Reference:
     """The reference of a run.
 
@@ -120,8 +124,9 @@ def keep_reference(
         policy: the policy that is trained.
         start: opens the policy as training started from it, or gives `policy` itself where no step has been taken.
         place: where a copy lives; `auto` needs none for a policy with an adapter, else it is on the device.
+        is_adapted: training started from an adapter, so that the policy without it is not the start.
     """
-    if policy.lora:
+    if policy.lora and not is_adapted:
         return AdapterOff(policy)
     first = start()
     if place != "cpu" or policy.device.type == "cpu":

@@ -62,6 +62,7 @@ class Run:
 
         wanted, is_cuda = self.recipe.data.workers, self.policy.device.type == "cuda"
         self.prefetch = Prefetch(self.policy.pixels, (4 if is_cuda else 0) if wanted is None else wanted)
+
     world: World = field(default_factory=World)
     followed: int = -1
 
@@ -235,7 +236,8 @@ def open_run(recipe: Recipe, folder: Path, world: World | None = None) -> Iterat
 
 def _trained(recipe: Recipe, method: Method, saved: Saved | None, world: World) -> tuple[Policy, Learner]:
     """The policy, its weights shared out over the processes, and the learner with its reference."""
-    from sightline.policy.load import load_policy
+    from sightline.policy.hub import checkpoint_folder
+    from sightline.policy.load import adapter_base, load_policy
     from sightline.train.learner import Learner
     from sightline.train.reference import keep_reference
 
@@ -247,6 +249,7 @@ def _trained(recipe: Recipe, method: Method, saved: Saved | None, world: World) 
                 policy,
                 lambda: policy if saved is None else policy_of(recipe, method, None, load_policy, world),
                 recipe.model.reference,
+                is_adapted=adapter_base(checkpoint_folder(recipe.model.name)) is not None,
             )
         how = sharing(recipe.train.parallel, policy, world, states=recipe.optim.states)
     if how == "fsdp":
@@ -269,20 +272,19 @@ def policy_of(recipe: Recipe, method: Method, checkpoint: Path | None, load_poli
     """The policy of a checkpoint, or the one to start from, with the tokens that the method's stages need."""
     from sightline.policy.compiled import compile_blocks
     from sightline.policy.focus import add_focus_token
+    from sightline.train.possible import check_start
     from sightline.train.trained import choose_trained
 
-    model = recipe.model
+    model, device = recipe.model, world.device(recipe.model.device)
+    check_start(recipe, checkpoint or model.name, device)
     policy = load_policy(
-        checkpoint or model.name, dtype=model.dtype, device=world.device(model.device),
+        checkpoint or model.name, dtype=model.dtype, device=device,
         checkpointing=model.checkpointing, min_pixels=model.min_pixels, max_pixels=model.max_pixels,
         lora=model.lora,
     )  # fmt: skip
     tokens = [add_focus_token(policy, stage.focus) for stage in method.stages() if stage.focus is not None]
     choose_trained(policy, model, tokens)
     if model.compile:
-        if policy.device.type != "cuda":
-            raise UserError("layers are compiled on CUDA only", where="model.compile",
-                            hint="leave it out, or --model.device cuda")  # fmt: skip
         compile_blocks(policy.adapter)
     return policy
 

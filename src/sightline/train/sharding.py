@@ -44,7 +44,7 @@ BUCKET = 2**25  # numbers that travel together
 def sharing(
     wanted: Literal["auto", "fsdp", "ddp"], policy: Policy, world: World, *, states: str = "fp32"
 ) -> Literal["one", "ddp", "fsdp"]:
-    """How this run shares its weights. `auto` shards what is large and trained as a whole.
+    """How this run shares its weights. `auto` shards what is large, trained as a whole, and can be cut.
 
     Args:
         wanted: what the recipe asks for.
@@ -58,13 +58,14 @@ def sharing(
     if world.size == 1:
         return "one"
     trained = sum(p.numel() for p in policy.module.parameters() if p.requires_grad)
+    is_packed = any(not p.dtype.is_floating_point for p in policy.module.parameters())
     if wanted == "auto":
-        wanted = "fsdp" if trained > SMALL else "ddp"
+        wanted = "fsdp" if trained > SMALL and states == "fp32" and not is_packed else "ddp"
     if wanted == "fsdp" and states == "8bit":
         raise UserError(
             "8-bit moments cannot be sharded", where="optim.states", hint="use fp32, or train.parallel: ddp"
         )
-    if wanted == "fsdp" and any(not p.dtype.is_floating_point for p in policy.module.parameters()):
+    if wanted == "fsdp" and is_packed:
         raise UserError("quantised weights cannot be sharded", where="train.parallel", hint="use ddp")
     return wanted
 
