@@ -16,7 +16,7 @@ import torch
 
 from conversations import prompts
 from fake_vllm import FakeVllm, serving
-from sightline.config.sections import Sampling, Server
+from sightline.config.sampling import Sampling, Server
 from sightline.policy.load import Policy
 from sightline.sampling.base import Request, SamplingSettings
 from sightline.sampling.build import build_sampler

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import copy
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from fake_vllm import FakeVllm, Status, serving
 from sightline.config.sections import Lora
@@ -121,6 +124,39 @@ def test_a_folder_holds_all_weights_and_the_head(policy: Policy, tmp_path: Path)
 
 
 @ONE_FAMILY
+def test_what_a_killed_run_left_goes_and_nothing_else(policy: Policy, tmp_path: Path) -> None:
+    left = ("0123abcd-7", "0123abcd-8.draft")
+    for folder in (tmp_path / "own", tmp_path / "shared"):
+        for name in (*left, "notes"):
+            (folder / name).mkdir(parents=True)
+    own, shared = FolderCarrier(tmp_path / "own", is_own=True), FolderCarrier(tmp_path / "shared")
+    for carrier in (own, shared):
+        carrier.prepare(policy, "89abcdef-1", is_main=True)
+    assert {p.name for p in (tmp_path / "own").iterdir()} == {"notes", "89abcdef-1"}
+    assert {p.name for p in (tmp_path / "shared").iterdir()} == {*left, "notes", "89abcdef-1"}
+    shared.close()
+    assert {p.name for p in (tmp_path / "shared").iterdir()} == {*left, "notes"}
+
+
+@ONE_FAMILY
+def test_no_room_for_weights_is_one_line(
+    policy: Policy, adapted: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written.*sampling\.server\.folder"):
+        FolderCarrier(tmp_path / "file").prepare(policy, "v1", is_main=True)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    for carrier, tuned in ((FolderCarrier(tmp_path / "w"), policy), (AdapterCarrier(tmp_path / "w"), adapted)):
+        with pytest.raises(UserError, match="No space left on device"):
+            carrier.prepare(tuned, "v1", is_main=True)
+    assert not list((tmp_path / "w").iterdir())
+
+
+@ONE_FAMILY
 def test_an_adapter_is_loaded_in_place_and_caches_emptied(adapted: Policy, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
@@ -147,7 +183,24 @@ def test_an_adapter_is_loaded_in_place_and_caches_emptied(adapted: Policy, tmp_p
 
 
 @ONE_FAMILY
-def test_keys_that_cannot_be_emptied_drain_the_server(policy: Policy, tmp_path: Path) -> None:
+def test_keys_that_are_held_a_little_longer_are_waited_for(policy: Policy, tmp_path: Path) -> None:
+    answers = iter([False, False, True])
+
+    def held(path: str, _: dict[str, Any]) -> Any:
+        return (lambda _: {"success": next(answers)}) if path == "/reset_prefix_cache" else None
+
+    with server(load_policy(policy.source), fault=held) as (fake, client):
+        carrier = FolderCarrier(tmp_path)
+        carrier.prepare(policy, "v1", is_main=True)
+        carrier.deliver(client)
+        assert fake.calls[-5:] == ["/reset_prefix_cache"] * 3 + ["/reset_mm_cache", "/reset_encoder_cache"]
+
+
+@ONE_FAMILY
+def test_keys_that_cannot_be_emptied_drain_the_server(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sightline.sampling.server_weights.PAUSES", (0.01,))
     held = {"success": False}
     with server(
         load_policy(policy.source), fault=lambda path, _: (lambda _: held) if path == "/reset_prefix_cache" else None
@@ -240,3 +293,36 @@ def test_a_refused_transfer_is_told_before_anybody_waits(policy: Policy, path: s
             carrier.deliver(client)
         assert not wire.sent
         assert len(wire.joined) == len(wire.left) == (path == "/update_weights")
+
+
+@ONE_FAMILY
+@pytest.mark.parametrize("path", ["/init_weight_transfer_engine", "/update_weights"])
+def test_a_server_that_fails_while_nccl_waits_is_told(policy: Policy, path: str) -> None:
+    """Long after the request went out: nobody ever joins, or reads, and NCCL itself would wait for ever."""
+    release = threading.Event()
+
+    def fails(asked: str, _: dict[str, Any]) -> None:
+        if asked == path:
+            time.sleep(1.0)
+            raise Status(500, "a worker died")
+
+    class Stuck(Wire):
+        def join(self, unique_id: bytes, size: int) -> Any:
+            if path.startswith("/init"):
+                release.wait(60)
+            return super().join(unique_id, size)
+
+        def broadcast(self, group: Any, tensor: torch.Tensor) -> None:
+            release.wait(60)
+            super().broadcast(group, tensor)
+
+    with server(replace(policy), fault=fails) as (fake, client):
+        wire = Stuck(fake)
+        carrier = NcclCarrier(policy.device, nccl=wire)
+        carrier.prepare(policy, "v1", is_main=True)
+        started = time.monotonic()
+        with pytest.raises(ServerDown, match="a worker died"):
+            carrier.deliver(client)
+        assert time.monotonic() - started < 20
+        assert wire.left == (["group 1"] if path == "/update_weights" else [])
+        release.set()

@@ -14,7 +14,7 @@ import torch
 
 from conversations import prompts
 from fake_vllm import FakeVllm, Status, serving
-from sightline.config.sections import Sampling, Server
+from sightline.config.sampling import Sampling, Server
 from sightline.errors import UserError
 from sightline.policy.forward import PolicyModule
 from sightline.policy.load import Policy

@@ -16,8 +16,9 @@ import torch
 
 from conftest import make_record
 from conversations import Crops, ends_often
-from sightline.config.sections import Lora, Sampling
-from sightline.config.sections import Server as Settings
+from sightline.config.sampling import Sampling
+from sightline.config.sampling import Server as Settings
+from sightline.config.sections import Lora
 from sightline.errors import UserError
 from sightline.language.prompts import prompt
 from sightline.policy.load import Policy, load_policy

@@ -27,7 +27,7 @@ def opened_servers(urls: Sequence[str], policy: Policy) -> Iterator[Sampler | No
         return
     from pydantic import ValidationError
 
-    from sightline.config.sections import Server
+    from sightline.config.sampling import Server
     from sightline.errors import UserError
     from sightline.sampling.build import server_sampler
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sightline.config.load import Difference, FieldLine, diff, explain, load_recipe, recipe_names, recipe_path
 from sightline.config.recipe import Recipe, resolved_yaml
+from sightline.config.sampling import Sampling
 from sightline.config.sections import (
     Alarms,
     Data,
@@ -11,7 +12,6 @@ from sightline.config.sections import (
     Evaluation,
     Model,
     Optim,
-    Sampling,
     Strata,
     Track,
     Train,

@@ -15,7 +15,8 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from sightline.config.problems import user_error
-from sightline.config.sections import Alarms, Data, Evaluation, Model, Optim, Sampling, Section, Track, Train
+from sightline.config.sampling import Sampling
+from sightline.config.sections import Alarms, Data, Evaluation, Model, Optim, Section, Track, Train
 from sightline.config.source import Origin, nested
 from sightline.errors import UserError
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sightline.errors import UserError
 
 if TYPE_CHECKING:
-    from sightline.config.sections import Sampling, Server
+    from sightline.config.sampling import Sampling, Server
     from sightline.policy.load import Policy
     from sightline.sampling.base import TrainingSampler
     from sightline.sampling.server import ServerSampler
