@@ -11,7 +11,7 @@ from conftest import FAMILIES
 from released import write_released
 from sightline.policy.load import load_policy
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -108,6 +108,7 @@ def test_where_it_cannot_run_it_is_an_error_or_left_out(policy: Policy) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.skipif(not importlib.util.find_spec("liger_kernel"), reason="Liger is not installed")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_kernels_themselves(policy: Policy, dtype: str) -> None:

@@ -89,6 +89,7 @@ def test_weights_go_home_when_the_pass_fails(fresh: Policy) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_copy_on_the_cpu_serves_the_device(policy: Policy) -> None:
     there = load_policy(policy.source, device="cuda")
     batch = replace_device(batch_of(policy), "cuda")
