@@ -17,6 +17,7 @@ from sightline.doctor.blindness import blindness_probe, sighted
 from sightline.doctor.coordinates import SIZES, coordinate_probe, drawn, sight, walk
 from sightline.doctor.habits import CONVENTIONS, fits, habit_probe
 from sightline.doctor.parity import parity_probe
+from sightline.doctor.probes import unsound
 from sightline.doctor.tokens import token_probe
 from sightline.doctor.wording import prompt_probe
 from sightline.language.prompts import prompt
@@ -70,6 +71,16 @@ def test_a_frame_of_the_other_family_is_noticed(own: Policy) -> None:
     found = coordinate_probe(own)
     assert found.level == "fail"
     assert "off" in found.what or "invalid" in found.what
+
+
+def test_the_other_familys_coordinates_are_noticed_even_if_all_agree(own: Policy) -> None:
+    """Boxes come back where they were drawn, in coordinates that the family was never taught."""
+    other = "absolute" if own.frame.convention == "relative_1000" else "relative_1000"
+    own.frame = replace(own.frame, convention=other)
+    own.adapter.convention = other
+    found = coordinate_probe(own)
+    assert found.level == "fail"
+    assert f"{own.family} writes" in found.what
 
 
 def test_other_pixel_limits_than_the_processor_are_noticed(own: Policy) -> None:
@@ -131,6 +142,45 @@ def test_a_blind_policy_is_noticed(own: Policy, monkeypatch: pytest.MonkeyPatch)
     found = blindness_probe(own, [make_record("r0"), make_record("r1", seed=1)])
     assert found.level == "fail"
     assert found.values["unmoved"] == 2
+
+
+def test_one_blind_record_is_enough(own: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sightline.doctor.blindness as blindness
+
+    record = make_record()
+    moved, still = (blindness.Sighted(record=record, seen=s, blank=-3.0, blanks=record.images) for s in (-1.0, -3.0))
+    monkeypatch.setattr(blindness, "sighted", lambda *_, **__: [moved, still])
+    assert blindness_probe(own, [record]).level == "fail"
+
+
+def test_answers_that_are_certain_anyway_tell_nothing(own: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sightline.doctor.blindness as blindness
+
+    record = make_record()
+    sure = blindness.Sighted(record=record, seen=-1e-7, blank=0.0, blanks=record.images)
+    monkeypatch.setattr(blindness, "sighted", lambda *_, **__: [sure, sure])
+    found = blindness_probe(own, [record])
+    assert found.level == "warn"
+    assert "certain" in found.what
+
+
+def poison(policy: Policy) -> None:
+    with torch.no_grad():
+        policy.model.get_output_embeddings().weight[3] = float("nan")
+
+
+def test_no_numbers_are_no_sight_and_no_parity(own: Policy) -> None:
+    sampled = LocalSampler(own).sample(asked(own), SHORT, seed=0, step=0)
+    poison(own)
+
+    class Earlier(LocalSampler):
+        def sample(self, *_: Any, **__: Any) -> list[list[Rollout]]:
+            return sampled
+
+    assert blindness_probe(own, [make_record()]).level == "fail"
+    assert parity_probe(own, Earlier(own), asked(own), SHORT).level == "fail"
+    assert ban_probe(own, Earlier(own), asked(own)).level == "fail"
+    assert len(unsound(own)) == 1
 
 
 def test_nothing_to_see_is_a_warning(policy: Policy) -> None:
@@ -196,6 +246,22 @@ def test_a_ban_list_that_is_switched_off_is_noticed(own: Policy) -> None:
     assert found.level == "fail"
     assert found.values["written"] > 0
     assert found.values["mass"] > 0.99
+
+
+def test_a_scoring_pass_without_bans_is_noticed(own: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sampling keeps them, the learner's forward does not."""
+    from sightline.policy.forward import Outputs
+
+    def free(rows: torch.Tensor, target: torch.Tensor, temperature: float, entropies: bool) -> Outputs:
+        del temperature, entropies
+        return Outputs(torch.log_softmax(own.adapter.logits(rows).float(), -1).gather(-1, target[:, None])[:, 0])
+
+    assert ban_probe(own, LocalSampler(own), asked(own)).values["mass"] == 0
+    monkeypatch.setattr(own.module, "_score", free)
+    found = ban_probe(own, LocalSampler(own), asked(own))
+    assert found.level == "fail"
+    assert found.values["written"] == 0
+    assert "scoring gives banned ids" in found.what
 
 
 def test_an_id_that_is_missing_on_the_list_is_noticed(own: Policy) -> None:

@@ -43,6 +43,25 @@ def test_a_server_with_our_weights_passes(
     assert "by the servers" in rows["bans"]["what"]
 
 
+def test_a_server_that_ignores_bans_fails(
+    served: Policy, checkpoints: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would hardly ever write a banned id of itself; it is asked to give up what it writes."""
+    pytest.importorskip("openai")
+
+    def deaf(_: str, body: dict) -> None:
+        for asked in (body, body.get("sampling_params", {})):
+            if "logit_bias" in asked:
+                asked["logit_bias"] = {i: bias for i, bias in asked["logit_bias"].items() if int(i) in served.banned}
+
+    with serving(FakeVllm(served, fault=deaf)) as fake:
+        code = examined(fake.url, checkpoints["qwen3_vl"], "--skip", "parity")
+    (row,) = json.loads(capsys.readouterr().out)["findings"]
+    assert code == 1
+    assert row["level"] == "fail"
+    assert "banned" in row["what"]
+
+
 def test_a_server_that_keeps_other_weights_fails(
     served: Policy, checkpoints: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

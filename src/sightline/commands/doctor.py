@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,7 +64,7 @@ class Doctor:
         names = chosen(self.only, self.skip)
         if self.sample < 1:
             raise UserError(f"must be at least 1, got {self.sample}", where="--sample")
-        if self.card is not None and self.card <= 0:
+        if self.card is not None and not 0 < self.card < math.inf:
             raise UserError(f"must be above 0, got {self.card:g}", where="--card", hint="GB of the card, e.g. 80")
         if self.page is not None:
             check_page(self.page)
@@ -86,7 +88,9 @@ class Doctor:
         from sightline.doctor.examine import examine
         from sightline.doctor.patient import Patient
 
-        patient = Patient(recipe, sample=self.sample, card=self.card, name=self.recipe)
+        options = [*(("--arm", arm) if arm else ()), *(() if self.card is None else ("--card", f"{self.card:g}"))]
+        patient = Patient(recipe, sample=self.sample, card=self.card, options=shlex.join(options),
+                          name=shlex.join([self.recipe, *self.overrides]))  # fmt: skip
         title = f"{self.recipe}{f', arm {arm}' if arm else ''}: {recipe.method['name']} on {recipe.model.name}"
         found: dict[str, Finding | None] = {}
         try:
@@ -152,7 +156,7 @@ def _table(title: str, found: dict[str, Finding | None], running: str, total: in
         count = len(finding.details) if finding.shows_details else 4 if finding.level != "pass" else 0
         said += Text("".join(f"\n  {line[:300]}" for line in finding.details[:count]), style="dim")
         if finding.command:
-            said += Text(f"\n$ {finding.command}", style="cyan")
+            said += Text(f"\n{'$' if finding.is_typed else '→'} {finding.command}", style="cyan")
         table.add_row(Text(finding.level, style=f"bold {COLOURS[finding.level]}"), label, said)
     if running:
         waiting = Group(Spinner("dots", text=Text(f"{len(found) + 1} of {total}", style="dim")))

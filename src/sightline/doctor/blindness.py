@@ -19,6 +19,9 @@ __all__ = ["Sighted", "blindness_probe", "sighted"]
 LEAST = 1e-4
 """Nats of a whole answer. Rounding of fp32 stays far below, and any image that gets through far above."""
 
+CERTAIN = -0.01
+"""Log-prob of an answer above which there is nothing left to gain from an image."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sighted:
@@ -41,25 +44,44 @@ def blindness_probe(policy: Policy, records: Sequence[Record], *, template: str 
         return Finding(
             level="warn", what="no record of the sample has an image that could be blanked",
             meaning="whether the policy sees was not tested",
-            command="sightline doctor RECIPE --sample 64",
+            command="sightline doctor RECIPE --only blindness --sample 64",
         )  # fmt: skip
     lines = tuple(
         f"{one.record.id}: log p({one.record.answer!r}) {one.seen:.3f}, image blanked {one.blank:.3f}"
         for one in measured
     )
-    unmoved = sum(abs(one.gain) < LEAST for one in measured)
+    broken = sum(not np.isfinite(one.gain) for one in measured)
+    if broken:
+        return Finding(
+            level="fail", what=f"the answer's log-prob is no number in {broken} of {len(measured)} records",
+            meaning="the weights or the computation overflow: every update would be lost",
+            command="sightline doctor RECIPE --only weights parity", details=lines,
+            values={"broken": broken, "records": len(measured)},
+        )  # fmt: skip
+    pictures = tuple(picture for one in measured[:2] for picture in _pictures(one))
+    return replace(_judged(measured), details=lines, pictures=pictures)
+
+
+def _judged(measured: Sequence[Sighted]) -> Finding:
+    """What the changes of log-probs mean."""
+    open_to = [one for one in measured if min(one.seen, one.blank) < CERTAIN]
+    unmoved = sum(abs(one.gain) < LEAST for one in open_to)
     gains = np.array([one.gain for one in measured])
     gain, better = float(gains.mean()), int((gains > 0).sum())
     error = float(gains.std(ddof=1) / len(gains) ** 0.5) if len(gains) > 1 else abs(gain)
     values = {"gain_nats": gain, "standard_error": error, "unmoved": unmoved, "records": len(measured)}
-    pictures = tuple(picture for one in measured[:2] for picture in _pictures(one))
     if unmoved:
         return Finding(
             level="fail",
-            what=f"blanking the image leaves the answer's log-prob unchanged in {unmoved} of {len(measured)} records",
+            what=f"blanking the image leaves the answer's log-prob unchanged in {unmoved} of {len(open_to)} records",
             meaning="the images do not reach the language model: every gain would come from the text alone",
-            command="sightline doctor RECIPE --only weights tokens coordinates",
-            details=lines, pictures=pictures, values=values,
+            command="sightline doctor RECIPE --only weights tokens coordinates", values=values,
+        )  # fmt: skip
+    if not open_to:
+        return Finding(
+            level="warn", what=f"all {len(measured)} answers are certain with and without their images",
+            meaning="whether the policy sees was not tested, and there is nothing to gain on such records",
+            command=f"sightline doctor RECIPE --only blindness --sample {8 * len(measured)}", values=values,
         )  # fmt: skip
     said = (
         f"the image changes the answer's log-prob by {gain:+.2f} ± {error:.2f} nats on average, "
@@ -70,12 +92,12 @@ def blindness_probe(policy: Policy, records: Sequence[Record], *, template: str 
             level="warn", what=said,
             meaning="the policy reacts to images but does not use them for these answers: expected of random weights, "
             "odd for a trained policy",
-            command="sightline ask IMAGE QUESTION --model MODEL", details=lines, pictures=pictures, values=values,
+            command="sightline doctor RECIPE --only blindness --sample 64", values=values,
         )  # fmt: skip
     meaning = "the policy sees, and what it sees helps" if gain > error else (
         "the images reach the language model; whether they help these answers is too close to tell from so few"
     )  # fmt: skip
-    return Finding(level="pass", what=said, meaning=meaning, details=lines, pictures=pictures, values=values)
+    return Finding(level="pass", what=said, meaning=meaning, values=values)
 
 
 def sighted(policy: Policy, records: Sequence[Record], *, template: str = "direct") -> list[Sighted]:

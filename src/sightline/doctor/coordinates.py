@@ -79,12 +79,12 @@ def coordinate_probe(policy: Policy, sizes: Sequence[Size] = SIZES) -> Finding:
     values = {"frame": policy.frame.describe(), "shifts_px": [round(w.shift, 2) for w in walks]}
     expected = FAMILIES.get(policy.family)
     if expected is not None and expected != policy.frame.convention:
-        lines = (f"{policy.family} writes {expected} coordinates, the frame says {policy.frame.convention}", *lines)
+        refused.append(f"{policy.family} writes {expected} coordinates, the frame says {policy.frame.convention}")
     if wrong or refused:
         return Finding(
             level="fail",
-            what=f"{len(wrong) + len(refused)} of {len(sizes)} drawn boxes do not come back: "
-            + (refused[0] if refused else f"{_size(wrong[0])}, {wrong[0].problem}"),
+            what=f"{min(len(wrong) + len(refused), len(sizes))} of {len(sizes)} drawn boxes do not come back: "
+            + (f"{_size(wrong[0])}, {wrong[0].problem}" if wrong else refused[0]),
             meaning="every box reward, crop and picture of the run would be about another place than the policy means",
             command="sightline doctor RECIPE --only coordinates --page doctor.html",
             details=(*refused, *lines), pictures=pictures, values=values,

@@ -77,7 +77,7 @@ def examine(
         else:
             found = _found(patient, name)
             if found.command:
-                found = _addressed(found, patient.name)
+                found = _addressed(found, patient)
             result.findings[name] = found
         result.seconds[name] = time.perf_counter() - started
         if on_done is not None:
@@ -94,7 +94,7 @@ def _found(patient: Patient, name: str) -> Finding:
         return probe.run(patient)
     except UserError as error:
         return failed(error, "the run could not start")
-    except (ArithmeticError, LookupError, OSError, RuntimeError, StopIteration, TypeError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 - told as what was found; the other probes still run
         what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         is_full = "out of memory" in what.lower()
         return Finding(
@@ -104,8 +104,11 @@ def _found(patient: Patient, name: str) -> Finding:
         )  # fmt: skip
 
 
-def _addressed(found: Finding, recipe: str) -> Finding:
-    """The finding with the recipe's own name in what is to be typed."""
+def _addressed(found: Finding, patient: Patient) -> Finding:
+    """The finding with the recipe as it was typed in its command; a change of a key is tried by asking again."""
     from dataclasses import replace
 
-    return replace(found, command=found.command.replace("RECIPE", recipe))
+    command = f"sightline doctor RECIPE {found.command}" if found.command.startswith("--") else found.command
+    of_doctor = f"sightline doctor {patient.name} {patient.options}".rstrip()
+    command = command.replace("sightline doctor RECIPE", of_doctor).replace("RECIPE", patient.name)
+    return replace(found, command=command)

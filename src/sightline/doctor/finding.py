@@ -15,6 +15,9 @@ Level = Literal["pass", "warn", "fail"]
 LEVELS: tuple[Level, ...] = ("pass", "warn", "fail")
 
 
+PROGRAMS = ("sightline", "curl", "git", "hf", "mkdir", "nvidia-smi", "pip")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
     """Something to look at: an image with boxes on it, as `report/overlay.py` draws them.
@@ -57,6 +60,11 @@ class Finding:
     shows_details: bool = False
     pictures: tuple[Picture, ...] = field(default=(), compare=False)
     values: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_typed(self) -> bool:
+        """Whether the command can be typed as it stands; else it says in words what to change."""
+        return self.command.split(" ", 1)[0] in PROGRAMS
 
 
 def failed(error: UserError, meaning: str) -> Finding:

@@ -48,7 +48,7 @@ def habit_probe(policy: Policy, sampler: Sampler, records: Sequence[Record], *, 
         return Finding(
             level="warn", what=said, values=values, details=details,
             meaning="a policy that writes no boxes earns no box reward to learn from: expected of random weights",
-            command="--method.cold_start N, or start from a checkpoint that was taught to ground",
+            command="set method.cold_start, or start from a checkpoint that was taught to ground",
         )  # fmt: skip
     found = fits(policy.frame, boxed)
     own, best = found[CONVENTIONS[0]], max(found, key=lambda name: found[name])
@@ -58,7 +58,7 @@ def habit_probe(policy: Policy, sampler: Sampler, records: Sequence[Record], *, 
         return Finding(
             level="warn", what=f"{said}, but {found[best]:.2f} when read as {best}",
             meaning="this checkpoint seems to write other coordinates than its family: box rewards would punish "
-            "right boxes", command="sightline ask IMAGE QUESTION --mode grounded --model MODEL --out look.html",
+            "right boxes", command="sightline doctor RECIPE --only habits --page doctor.html",
             values=values, details=details, pictures=pictures,
         )  # fmt: skip
     return Finding(level="pass", what=said, meaning="no other convention fits its boxes better", values=values,

@@ -113,7 +113,8 @@ def disk_probe(folder: Path, *, weights: float, states: float, keep: int) -> Fin
     said = f"{keep + 2} checkpoints of {_size(weights + states)} need {_size(needed)}, {_size(free)} free at {there}"
     values = {"needed": needed, "free": free}
     if needed > free:
-        return Finding(level="fail", what=said, values=values, command="--out DIR on another disk, or --train.keep 1",
+        return Finding(level="fail", what=said, values=values,
+                       command="train with --out DIR on another disk, or with --train.keep 1",
                        meaning="saving would fail in the middle of the run")  # fmt: skip
     return Finding(level="pass", what=said, meaning="every checkpoint can be written", values=values)
 

@@ -74,7 +74,8 @@ def _part(name: str, one: Examination) -> dict[str, Any]:
 def _row(probe: str, found: Finding) -> dict[str, Any]:
     return {
         "level": found.level, "title": PROBES[probe].title, "what": found.what, "meaning": found.meaning,
-        "command": found.command, "details": found.details, "pictures": [_picture(p) for p in found.pictures],
+        "command": found.command, "is_typed": found.is_typed,
+        "details": found.details, "pictures": [_picture(p) for p in found.pictures],
     }  # fmt: skip
 
 

@@ -11,10 +11,13 @@ import numpy as np
 from sightline.doctor.finding import Finding
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
+
     from sightline.policy.load import Policy
     from sightline.sampling.base import Request, Sampler, SamplingSettings
+    from sightline.types import Rollout
 
-__all__ = ["LIMITS", "Parity", "compared", "parity_probe"]
+__all__ = ["LIMITS", "Parity", "compared", "parity_probe", "scored"]
 
 LIMITS = {"float32": (1e-4, 1e-2), "bfloat16": (0.03, 0.15), "float16": (0.01, 0.05)}
 """Mean difference per token in nats, by number format: up to the first all is well, beyond the second nothing is."""
@@ -67,7 +70,14 @@ def parity_probe(
         )  # fmt: skip
     if not found.tokens:
         return Finding(level="warn", what="no token was sampled", meaning="nothing was compared",
-                       command="sightline doctor RECIPE --sample 16", values=values)  # fmt: skip
+                       command="sightline doctor RECIPE --only parity --sample 16", values=values)  # fmt: skip
+    if not np.isfinite(found.largest):
+        return Finding(
+            level="fail", what=f"{name} sampler: log-probs that are no numbers among {found.tokens} tokens",
+            meaning="the weights or the computation overflow: every update would be lost",
+            command="--model.dtype float32" if dtype == "float16" else "sightline doctor RECIPE --only weights",
+            values={**values, "mean": None, "largest": None, "correlation": None},
+        )  # fmt: skip
     if settings.top_p < 1:
         figures += f"; top_p {settings.top_p:g} cuts mass that the learner keeps"
     if found.mean <= good:
@@ -85,21 +95,11 @@ def parity_probe(
 
 def compared(policy: Policy, sampler: Sampler, requests: Sequence[Request], settings: SamplingSettings) -> Parity:
     """Samples and scores; the figures of the comparison."""
-    from sightline.policy.packing import Packer
-    from sightline.probes.scoring import scoring_pass
-    from sightline.types import Group
-
     sampled = sampler.sample(requests, settings, seed=0, step=0)
     rollouts = [rollout for group in sampled for rollout in group]
     prompts = sum(not np.array_equal(r.prompt_ids, policy.encode(r.prompt).ids) for r in rollouts)
-    groups = [Group(record=group[0].record, rollouts=tuple(group), readings=()) for group in sampled if group]
-    scored = scoring_pass(Packer(policy), groups, temperature=settings.temperature or 1.0)
-    ours, theirs = [], []
-    for group in scored:
-        for rollout, measurement in zip(group.rollouts, group.measurements, strict=True):
-            assert measurement.logprobs is not None
-            ours.append(measurement.logprobs[rollout.sampled])
-            theirs.append(rollout.logprobs[rollout.sampled])
+    ours = scored(policy, sampled, settings.temperature or 1.0)
+    theirs = [rollout.logprobs[rollout.sampled] for rollout in rollouts]
     a, b = (np.concatenate([*parts, np.empty(0)]).astype(np.float64) for parts in (ours, theirs))
     if not len(a):
         return Parity(tokens=0, mean=0.0, largest=0.0, correlation=1.0, prompts=prompts)
@@ -110,3 +110,18 @@ def compared(policy: Policy, sampler: Sampler, requests: Sequence[Request], sett
         tokens=len(a), mean=float(difference.mean()), largest=float(difference.max()), prompts=prompts,
         correlation=float(np.corrcoef(p, q)[0, 1]) if varied else 1.0,
     )  # fmt: skip
+
+
+def scored(policy: Policy, sampled: Sequence[Sequence[Rollout]], temperature: float) -> list[Float[np.ndarray, "ids"]]:
+    """The learner's log-prob of every sampled id, Rollout by Rollout."""
+    from sightline.policy.packing import Packer
+    from sightline.probes.scoring import scoring_pass
+    from sightline.types import Group
+
+    groups = [Group(record=group[0].record, rollouts=tuple(group), readings=()) for group in sampled if group]
+    found = []
+    for group in scoring_pass(Packer(policy), groups, temperature=temperature):
+        for rollout, measurement in zip(group.rollouts, group.measurements, strict=True):
+            assert measurement.logprobs is not None
+            found.append(measurement.logprobs[rollout.sampled])
+    return found

@@ -35,14 +35,16 @@ class Patient:
         sample: records looked at.
         card: memory of the card that is asked about, GiB; None for the one that is there.
         folder: where runs are written.
-        name: the recipe as it was typed, for commands.
+        name: the recipe as it was typed, overrides included, for commands.
+        options: further options of `sightline doctor` as they were typed.
     """
 
     def __init__(
         self, recipe: Recipe, *, sample: int = 8, card: float | None = None, folder: Path = Path("runs"),
-        name: str = "RECIPE",
+        name: str = "RECIPE", options: str = "",
     ) -> None:  # fmt: skip
-        self.recipe, self.sample, self.card, self.folder, self.name = recipe, sample, card, folder, name
+        self.recipe, self.sample, self.card, self.folder = recipe, sample, card, folder
+        self.name, self.options = name, options
         self.loading = 0.0
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._broken: dict[str, UserError] = {}

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sightline.doctor.finding import Finding
 from sightline.doctor.patient import REPLY, Patient
 from sightline.errors import UserError
 
-__all__ = ["PROBES", "Probe", "chosen"]
+if TYPE_CHECKING:
+    from sightline.policy.load import Policy
+
+__all__ = ["PROBES", "Probe", "chosen", "unsound"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +47,27 @@ def _device(patient: Patient) -> Finding:
 
 def _weights(patient: Patient) -> Finding:
     policy = patient.open("policy")
+    broken = unsound(policy)
+    if broken:
+        return Finding(
+            level="fail", what=f"{len(broken)} tensors hold what is no number: {', '.join(broken[:3])}",
+            meaning="every reply and every update would be lost", details=broken, values={"broken": len(broken)},
+            command="download or copy the checkpoint again",
+        )  # fmt: skip
     count = sum(p.numel() for p in policy.model.parameters())
     name, size = patient.recipe.model.name, f"{count / 1e6:,.1f} M parameters"
     return Finding(
         level="pass",
         what=f"{name}: {policy.family}, {size} in {patient.loading:.1f} s",
-        meaning="every tensor has its place; none is missing, left over or of another shape",
+        meaning="every tensor has its place; none is missing, left over or of another shape, and all are numbers",
         values={"family": policy.family, "parameters": count},
+    )
+
+
+def unsound(policy: Policy) -> tuple[str, ...]:
+    """Names of the parameters with infinite values or NaN."""
+    return tuple(
+        name for name, p in policy.model.named_parameters() if p.is_floating_point() and not bool(p.isfinite().all())
     )
 
 
@@ -129,10 +147,15 @@ def _memory(patient: Patient) -> Finding:
 def _disk(patient: Patient) -> Finding:
     from sightline.doctor.machine import disk_probe
 
-    policy = patient.policy
-    weights = sum(p.numel() * p.element_size() for p in policy.model.parameters())
-    trained = sum(p.numel() for p in policy.model.parameters() if p.requires_grad)
-    return disk_probe(patient.folder, weights=weights, states=12.0 * trained, keep=patient.recipe.train.keep)
+    policy, recipe = patient.policy, patient.recipe
+    saved = [p for p in policy.model.parameters() if p.requires_grad or not policy.lora]  # else the adapter alone
+    weights = sum(p.numel() * p.element_size() for p in saved)
+    trained = sum(p.numel() for p in saved if p.requires_grad)
+    masters = 4 if recipe.model.dtype != "float32" and recipe.model.masters == "fp32" else 0
+    moments = 2 if recipe.optim.states == "8bit" else 8
+    return disk_probe(
+        patient.folder, weights=weights, states=float(masters + moments) * trained, keep=recipe.train.keep
+    )
 
 
 PROBES: dict[str, Probe] = {

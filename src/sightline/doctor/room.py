@@ -63,7 +63,7 @@ def memory_probe(
     if peak > TIGHT * card:
         return Finding(
             level="warn", what=said, values=values, details=lines, shows_details=True,
-            command="--train.token_budget, smaller",
+            command="a smaller train.token_budget",
             meaning="it fits with little to spare: one long record may be too much",
         )  # fmt: skip
     return Finding(level="pass", what=said, meaning=f"{1 - peak / card:.0%} of the card stays free", values=values,

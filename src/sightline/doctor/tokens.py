@@ -43,7 +43,7 @@ def token_probe(policy: Policy, prompts: Sequence[Prompt], *, reply: int, budget
         return Finding(
             level="fail", what=f"{len(problems)} of {len(prompts)} prompts: {problems[0]}",
             meaning="the model would read the wrong features at the wrong places, or stop in the middle of the run",
-            command="sightline data check DATA, then compare chat template and pixel limits of the checkpoint",
+            command="compare the chat template and pixel limits of the checkpoint with the published ones",
             details=tuple(problems), values=values,
         )  # fmt: skip
     said = f"{len(prompts)} prompts: image tokens equal image features; longest {longest} tokens, {visual} of an image"
@@ -58,7 +58,7 @@ def token_probe(policy: Policy, prompts: Sequence[Prompt], *, reply: int, budget
         return Finding(
             level="warn", what=f"prompt {longest} + reply {reply} tokens exceed train.token_budget {budget}",
             meaning="a single rollout is longer than a forward pass should be: it runs alone and may not fit in memory",
-            command=f"--train.token_budget {longest + reply}, or a smaller model.max_pixels", values=values,
+            command=f"--train.token_budget {longest + reply}", values=values,
         )  # fmt: skip
     return Finding(level="pass", what=said, meaning="every visual token is filled with its own feature", values=values)
 

@@ -171,10 +171,7 @@ def load_policy(
     target, number_format = device_named(device), dtype_named(dtype)
     given = checkpoint_folder(str(name_or_path))
     base = adapter_base(given)
-    folder = given if base is None else base_folder(base, given)
-    if base is not None and adapter_base(folder) is not None:
-        raise UserError("the base of this adapter is an adapter, too", where=str(given / "adapter_config.json"),
-                        hint="name whole weights: sightline export RUN --merged --out FOLDER")  # fmt: skip
+    folder = given if base is None else _whole(base_folder(base, given), given)
     # what an adapter stores in four bits is packed on the way from here to the device
     place = torch.device("cpu") if lora is not None and lora.quantise else target
     config, adapter_class, class_name = _config(folder)  # this and what follows may fail: before the weights
@@ -206,6 +203,13 @@ def _restored(policy: Policy, folder: Path, lora: LoraSettings | None) -> None:
     except (AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(f"the adapter does not fit its base: {reason}", where=str(folder)) from error
+
+
+def _whole(base: Path, adapter: Path) -> Path:
+    if adapter_base(base) is not None:
+        raise UserError("the base of this adapter is an adapter, too", where=str(adapter / "adapter_config.json"),
+                        hint="name whole weights: sightline export RUN --merged --out FOLDER")  # fmt: skip
+    return base
 
 
 def _config(folder: Path) -> tuple[Any, Any, str]:
