@@ -41,6 +41,19 @@ def test_eval_answers_on_a_server(fake: FakeVllm, checkpoints: dict[str, Path], 
     assert len((tmp_path / "t.jsonl").read_text().splitlines()) == 2
 
 
+def test_what_eval_measures_beside_answers_there_too(
+    fake: FakeVllm, checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def local(*_: object, **__: object) -> None:
+        raise AssertionError("the local sampler was asked")
+
+    monkeypatch.setattr("sightline.sampling.local.LocalSampler.sample", local)
+    words = ["eval", "--model", str(checkpoints["qwen3_vl"]), "--data", "scenes:easy", "--limit", "2", "--modes"]
+    words += ["textual", "--faithfulness", "--max-new-tokens", "4", "--out", str(tmp_path / "t.jsonl")]
+    assert main([*words, "--sampling.server.urls", fake.url]) == 0
+    assert "faithfulness" in json.loads((tmp_path / "t.json").read_text())
+
+
 def test_ask_answers_on_a_server(
     fake: FakeVllm, checkpoints: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -107,13 +107,14 @@ class Evaluate:
                 policy, records, self.modes, settings=settings, config=self.crops, judge=judge,
                 seed=self.seed, label=self.data, batch=self.batch, sampler=sampler,
             )  # fmt: skip
+            faithful = self.faithful.run(
+                policy, records, self.modes, settings=settings, config=self.crops, seed=self.seed, batch=self.batch,
+                sampler=sampler,
+            )  # fmt: skip
         picked = self.correlation.run(
             evaluation, records, policy.frame, seed=self.seed, cache=path.with_suffix(".picks")
         )
         evaluation = with_correlation(evaluation, picked)
-        faithful = self.faithful.run(
-            policy, records, self.modes, settings=settings, config=self.crops, seed=self.seed, batch=self.batch
-        )
         write_table(evaluation, path)
         figures = self._figures(evaluation, str(path), limit, policy.frame.describe())
         figures |= {"correlation": {mode: found.row() for mode, found in picked.items()}} if picked else {}

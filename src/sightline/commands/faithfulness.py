@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sightline.evaluate.faithfulness import Faithfulness
     from sightline.evaluate.statistics import Estimate
     from sightline.policy.load import Policy
-    from sightline.sampling.base import SamplingSettings
+    from sightline.sampling.base import Sampler, SamplingSettings
     from sightline.sampling.modes import ModeConfig
 
 __all__ = ["FaithfulnessOptions", "curve_line", "faithfulness_table"]
@@ -67,6 +67,7 @@ class FaithfulnessOptions:
         config: ModeConfig,
         seed: int,
         batch: int,
+        sampler: Sampler | None = None,
     ) -> dict[str, Faithfulness]:
         """Faithfulness by mode; nothing unless asked."""
         from sightline.evaluate.faithfulness import Reader, faithfulness
@@ -76,7 +77,15 @@ class FaithfulnessOptions:
         reader = Reader(heads_file=None if self.heads is None else str(self.heads))
         return {
             mode: faithfulness(
-                policy, records, mode, settings=settings, config=config, reader=reader, seed=seed, batch=batch
+                policy,
+                records,
+                mode,
+                settings=settings,
+                config=config,
+                reader=reader,
+                seed=seed,
+                batch=batch,
+                sampler=sampler,
             )
             for mode in dict.fromkeys(modes)
         }
