@@ -97,15 +97,47 @@ def test_a_step_can_be_chosen(run: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "| grounded | 2 | 64 | 0.520" in card(tmp_path / "a")[1]
 
 
+def test_a_failure_leaves_nothing_behind(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a model is taken for none, and the same command can be given again."""
+    import sightline.policy.export as export
+
+    out, verify = tmp_path / "out", export.verify
+
+    def changed(folder: Path, logits: Any, **options: Any) -> Any:
+        assert (folder / "model.safetensors").exists()
+        return verify(folder, logits + 1, **options)
+
+    monkeypatch.setattr(export, "verify", changed)
+    assert main(["export", str(run), "--out", str(out)]) == 2
+    assert "computes other logits" in capsys.readouterr().err
+    assert not any(out.iterdir())
+    monkeypatch.undo()
+    assert main(["export", str(run), "--out", str(out)]) == 0
+
+
+def test_an_adapter_keeps_its_number_format(
+    tmp_path: Path, checkpoints: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_run(tmp_path / "lora", checkpoints["qwen3_vl"], ("--model.lora.rank", "2"), (2,))
+    assert main(["export", str(folder), "--out", str(tmp_path / "out"), "--dtype", "bfloat16"]) == 2
+    assert "--merged" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_bad_input_leaves_no_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     for words in (
         [str(run), "--adapter"], [str(run), "--merged", "--adapter"], [str(tmp_path / "none")], [str(tmp_path)],
-        [str(run), "--push", "name"], [str(run), "--shard", "0"],
+        [str(run), "--push", "name"], [str(run), "--shard", "0"], [str(run), "--shard", "nan"],
+        [str(run), "--shard", "inf"], [str(run / "checkpoints" / "best")], [str(run / "checkpoints")],
     ):  # fmt: skip
         assert main(["export", *words, "--out", str(out)]) == 2
         assert capsys.readouterr().err.startswith("error: ")
     assert not out.exists()
+    assert main(["export", str(run / "checkpoints"), "--out", str(out)]) == 2
+    assert "no run folder" in capsys.readouterr().err
     assert main(["export", str(run), "--out", str(run)]) == 2
     assert "nothing is ever overwritten" in capsys.readouterr().err
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -55,24 +60,28 @@ class Export:
 
         if self.merged and self.adapter:
             raise UserError("merged and adapter exclude each other", where="--merged --adapter")
-        if self.shard <= 0:
-            raise UserError(f"must be above 0, got {self.shard:g}", where="--shard")
+        if not 1e-9 <= self.shard < math.inf:
+            raise UserError(f"must be above 0, got {self.shard:g}", where="--shard", hint="GB of one file, e.g. 5")
         if self.push and self.push.count("/") != 1:
             raise UserError("a name on the Hub is OWNER/NAME", where=f"--push {self.push}")
         run, checkpoint = _checkpoint(self.run_folder, self.step)
         recipe = _recipe(run)
         if self.adapter and not (checkpoint / "adapter_config.json").is_file():
             raise UserError("the run trained whole weights: there is no adapter", where="--adapter", hint="--merged")
+        if self.dtype != "auto" and not self.merged and (checkpoint / "adapter_config.json").is_file():
+            raise UserError("an adapter keeps the number format that it was trained in", where=f"--dtype {self.dtype}",
+                            hint="--merged writes whole weights")  # fmt: skip
         empty_folder(self.out)
         print(f"exporting {checkpoint}")
-        self._write(recipe, run, checkpoint)
+        with _whole_or_nothing(self.out):
+            self._write(recipe, run, checkpoint)
         print(f"written: {self.out.resolve()}")
         if self.push:
             from huggingface_hub import HfApi
 
             print(f"pushed: {push(self.out, self.push, HfApi(), private=not self.public)}")
         else:
-            print(f"look: sightline ask IMAGE QUESTION --model {self.out}")
+            print(f"look: sightline ask IMAGE QUESTION --model {shlex.quote(str(self.out))}")
         return 0
 
     def _write(self, recipe: Recipe, run: Path, checkpoint: Path) -> None:
@@ -142,6 +151,20 @@ def push(folder: Path, name: str, api: Any, *, private: bool = True) -> str:
     return str(where)
 
 
+@contextmanager
+def _whole_or_nothing(folder: Path) -> Iterator[None]:
+    """A folder that was empty is empty again if what fills it fails, so that no half of a model is taken for one."""
+    try:
+        yield
+    except BaseException:
+        for entry in folder.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        raise
+
+
 def _checkpoint(given: Path, step: str) -> tuple[Path, Path]:
     """The run folder and the checkpoint to export.
 
@@ -152,6 +175,8 @@ def _checkpoint(given: Path, step: str) -> tuple[Path, Path]:
 
     if STEP.fullmatch(given.name) and (given / "state.json").is_file():
         return given.resolve().parent.parent, given
+    if given.parent.name == "checkpoints" and given.name == "best":
+        raise UserError("this is no folder", where=str(given), hint=f"{given.parent.parent} --step best")
     if not given.is_dir():
         raise UserError("no such folder", where=str(given))
     arms = sorted(p.name for p in (given / "arms").iterdir() if p.is_dir()) if (given / "arms").is_dir() else []
@@ -160,7 +185,10 @@ def _checkpoint(given: Path, step: str) -> tuple[Path, Path]:
     kept = Checkpoints(given)
     found = {int(p.name.removeprefix("step-")): p for p in kept.all()}
     if not found:
-        raise UserError("this run has no checkpoint", where=str(given), hint=f"sightline train {given}")
+        is_run = (given / "recipe.yaml").is_file()
+        what, hint = "this run has no checkpoint", f"sightline train {shlex.quote(str(given))}"
+        raise UserError(what if is_run else "this is no run folder", where=str(given),
+                        hint=hint if is_run else "name the folder that holds recipe.yaml and checkpoints")  # fmt: skip
     if step == "last":
         return given, found[max(found)]
     if step == "best":

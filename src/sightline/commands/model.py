@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,9 +32,9 @@ def source(name: str) -> str:
 
     found = Checkpoints(path).all()
     if not found:
-        raise UserError(
-            "this folder holds neither a model nor a checkpoint", where=name, hint=f"sightline train {name}"
-        )
+        is_run = (path / "recipe.yaml").is_file()
+        raise UserError("this folder holds neither a model nor a checkpoint", where=name,
+                        hint=f"sightline train {shlex.quote(name)}" if is_run else "")  # fmt: skip
     return str(found[-1])
 
 
