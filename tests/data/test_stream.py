@@ -70,6 +70,30 @@ def test_a_resumed_stream_continues_exactly(size: int, seed: int, before: int, a
     assert [ids(second.next()) for _ in range(after)] == expected[before:]
 
 
+@given(st.integers(2, 30), st.integers(0, 8), st.integers(1, 6), st.data())
+def test_looking_ahead_changes_nothing_and_reads_once(size: int, before: int, after: int, data: st.DataObject) -> None:
+    per_step = data.draw(st.integers(1, size))
+    source = Numbers(size, with_regions=size // 2)
+    plain, looking = DataStream(Numbers(size), 1, per_step), DataStream(source, 1, per_step)
+    for _ in range(before):
+        assert ids(looking.next()) == ids(plain.next())
+    for step in range(after):
+        source.seen.clear()
+        ahead, state = ids(looking.peek()), looking.state()
+        assert state == plain.state()
+        resumed = DataStream(Numbers(size), 1, per_step)
+        resumed.load_state(state)
+        if step % 2:
+            looking.peek()
+            source.seen = source.seen[:per_step]
+        fewer = data.draw(st.integers(1, per_step)) if step == 1 else per_step  # the second round of a step
+        wanted = ids(plain.next(fewer))
+        assert ids(looking.next(fewer)) == wanted == ids(resumed.next(fewer))
+        assert fewer < per_step or ahead == wanted
+        assert sorted(source.seen) == sorted(ahead) or fewer < per_step
+        assert looking.state() == plain.state()
+
+
 def test_epochs_and_seeds_differ_in_order() -> None:
     stream = DataStream(Numbers(50), 0, 50)
     first, second = ids(stream.next()), ids(stream.next())

@@ -39,8 +39,39 @@ def test_training_resumes_and_its_checkpoint_answers(tmp_path: Path, dtype: str,
 
 
 def test_compiled_layers_train(tmp_path: Path) -> None:
-    more = ["--model.dtype", "bfloat16", "--model.compile", "true", "--train.steps", "1"]
+    more = ["--model.dtype", "bfloat16", "--model.compile", "true", "--train.steps", "2"]
     assert run("train", "grpo", "--out", str(tmp_path / "run"), *SMALL, *more) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    for row in (row for row in rows if "metrics" in row):
+        assert set(row["seconds"]) >= {"sample", "measure", "update", "optimise"}
+        assert all(value >= 0 for value in row["seconds"].values())
+
+
+SETUPS = {
+    "lora": ["--model.lora.rank", "4", "--model.checkpointing", "true"],
+    "lora, compiled": ["--model.lora.rank", "4", "--model.compile", "true"],
+    "reference on the cpu": ["--model.reference", "cpu", "--model.checkpointing", "true"],
+    "reference on the cpu, compiled": ["--model.reference", "cpu", "--model.compile", "true"],
+    "rounded": ["--model.masters", "stochastic"],
+}
+
+
+@pytest.mark.parametrize("setup", SETUPS)
+def test_large_policies_train_like_this(tmp_path: Path, setup: str, capfd: pytest.CaptureFixture) -> None:
+    """bf16 with a KL to the start, which is the adapter switched off or a copy; interrupted and taken up again."""
+    folder = tmp_path / "run"
+    train = ["train", "grpo", "--out", str(folder), *SMALL, "--model.dtype", "bfloat16", *SETUPS[setup]]
+    train += ["--method.objective.kl", "0.01", "--train.checkpoint_every", "1"]
+    assert run(*train, "--train.steps", "1") == 0
+    assert run(*train, "--train.steps", "2") == 0
+    rows = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    steps = {row["step"]: row for row in rows if "metrics" in row}
+    assert set(steps) == {0, 1}
+    assert steps[0]["metrics"]["policy/kl"] == pytest.approx(0, abs=1e-3)
+    assert steps[1]["metrics"]["update/grad_norm"] > 0
+    said = capfd.readouterr().out
+    assert "(wait" in said or "(sample" in said
+    assert "update" in said
 
 
 def test_an_anchoring_stage_runs(tmp_path: Path) -> None:

@@ -178,7 +178,8 @@ def test_the_temporary_of_rounding_is_bounded() -> None:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
         stochastic_round(large)
     live = top = 0
-    for event in seen.profiler.kineto_results.events():  # type: ignore[union-attr]
+    events: list[Any] = seen.profiler.kineto_results.events()  # type: ignore[union-attr]
+    for event in events:
         if event.name() == "[memory]":
             live += event.nbytes()
             top = max(top, live)

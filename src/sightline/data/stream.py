@@ -131,6 +131,7 @@ class DataStream:
         self.source, self.seed, self.records_per_step = source, seed, records_per_step
         self._share = None if strata is None else float(strata["regions"])
         self._decks = self._dealt_decks(shuffle)
+        self._ahead: dict[int, Record] = {}
         self.counts(records_per_step)
 
     def _dealt_decks(self, shuffle: bool) -> dict[str, _Deck]:
@@ -169,8 +170,21 @@ class DataStream:
 
     def next(self, records: int | None = None) -> list[Record]:
         """The Records of the next step, those with regions first; no Record occurs twice."""
-        counts = self.counts(self.records_per_step if records is None else records)
-        return [self.source.at(index) for name, count in counts.items() for index in self._decks[name].deal(count)]
+        indices = self._deal(self.records_per_step if records is None else records)
+        found = [self._ahead.pop(index) if index in self._ahead else self.source.at(index) for index in indices]
+        self._ahead.clear()
+        return found
+
+    def peek(self) -> list[Record]:
+        """The Records that the next step begins with. `next` still gives them, and does not read them again."""
+        before = self.state()
+        indices = self._deal(self.records_per_step)
+        self.load_state(before)
+        self._ahead = {index: self.source.at(index) for index in indices}
+        return list(self._ahead.values())
+
+    def _deal(self, records: int) -> list[int]:
+        return [index for name, count in self.counts(records).items() for index in self._decks[name].deal(count)]
 
     @property
     def epoch(self) -> int:

@@ -34,6 +34,10 @@ class Features:
         self.bytes = self.encoded = 0
         self._kept: OrderedDict[tuple[str, tuple[int, int, int]], Vision] = OrderedDict()
 
+    def has(self, digest: str, grid: tuple[int, int, int]) -> bool:
+        """Whether the features of an image are kept."""
+        return (digest, grid) in self._kept
+
     def of(self, digest: str, grid: tuple[int, int, int], patches: Callable[[], Tensor]) -> Vision:
         """Features of one image.
 

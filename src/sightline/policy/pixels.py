@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from sightline.policy.features import Features
 
 __all__ = ["Pixels", "VisualInput"]
+
+MOST = 4096
+"""Megabytes of patches that are kept at most; an image of 1,000 visual tokens takes 19."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +101,16 @@ class Pixels:
         return out["pixel_values"]
 
     def expects(self, image: ImageRef) -> bool:
-        """Whether an image is ready or under way."""
-        return image.digest in self._cache or image.digest in self._coming
+        """Whether an image is ready or under way, or need not be prepared because its features are kept."""
+        if image.digest in self._cache or image.digest in self._coming:
+            return True
+        rows, columns = (n * self.processor.merge_size for n in self.grid(image))
+        return self.features is not None and self.features.has(image.digest, (1, rows, columns))
+
+    def reserve(self, images: Iterable[ImageRef]) -> None:
+        """Makes the cache large enough for these images and as many more, up to `MOST` megabytes."""
+        needed = 2 * sum(self._size(image) for image in {image.digest: image for image in images}.values())
+        self._capacity = max(self._capacity, min(needed, int(MOST * 2**20)))
 
     def has_room(self, image: ImageRef) -> bool:
         """Whether one more image under way would fit into half of the cache, beside what is in use."""

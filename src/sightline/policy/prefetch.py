@@ -29,16 +29,24 @@ class Prefetch:
         self._pixels = pixels
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="pixels") if workers else None
 
+    @property
+    def is_on(self) -> bool:
+        """Whether there are threads."""
+        return self._pool is not None
+
     def start(self, images: Iterable[ImageRef]) -> int:
-        """Begins with the distinct images that are neither ready nor under way, as many as the cache holds.
+        """Begins with the distinct images that are neither ready nor under way.
+
+        The cache grows to hold them and as many more, within its limit; no more is begun than half of it holds.
 
         Returns:
             How many were begun.
         """
         if self._pool is None:
             return 0
-        begun = 0
-        for image in {image.digest: image for image in images}.values():
+        begun, distinct = 0, list({image.digest: image for image in images}.values())
+        self._pixels.reserve(distinct)
+        for image in distinct:
             if not self._pixels.has_room(image):
                 break
             if self._pixels.expects(image):

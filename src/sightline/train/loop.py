@@ -18,7 +18,7 @@ from sightline.train.health import alarms, group_metrics
 from sightline.train.held_out import evaluate
 from sightline.train.measure import looked, measure
 from sightline.train.rounds import Rounds
-from sightline.train.run import Run, gather, open_run, sample
+from sightline.train.run import Run, gather, look_ahead, open_run, sample
 from sightline.train.saving import save
 from sightline.train.scoring import credit, score
 from sightline.train.supervised import imitate
@@ -101,6 +101,7 @@ def reinforce(run: Run) -> tuple[list[Group], StepStats]:
     with rounds.timed("measure"):
         shown = looked(run, rounds.groups)
         shown = brought(run.world, shown, recipe.train.log_groups) if run.is_logged else shown
+    look_ahead(run)
     update = run.learner.step(rounds.groups, method, run.step)
     return shown, step_stats(run, rounds, update)
 

@@ -340,6 +340,12 @@ def sample(run: Run, records: Sequence[Record]) -> list[Rollout]:
     return [rollout for group in rollouts for rollout in group]
 
 
+def look_ahead(run: Run) -> None:
+    """Lets worker threads begin with the images of the next step, while this one updates."""
+    if run.prefetch.is_on and run.step + 1 < run.steps:
+        run.prefetch.start(image for record in run.world.part(run.data.peek()) for image in record.images)
+
+
 def _settings(run: Run, stream: Stream) -> SamplingSettings:
     """The recipe's, with what the stream changes in them. The learner scores every stream at one temperature."""
     found = replace(run.settings, **(stream.sampling or {}))
