@@ -208,6 +208,19 @@ def test_an_adapter_that_is_there_is_counted(tmp_path: Path) -> None:
         planned("grpo", *words, "--model.lora.rank", "8", looked=1)
 
 
+def test_the_base_of_an_adapter_must_be_there(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "/moved/away"}')
+    with pytest.raises(UserError, match=r"adapter_config\.json: the base of this adapter, /moved/away"):
+        planned("grpo", "--model.name", str(tmp_path), looked=1)
+
+
+def test_a_mistake_names_its_arm(tmp_path: Path) -> None:
+    recipe = tmp_path / "arms.yaml"
+    recipe.write_text("method: {name: grpo}\narms: {good: {}, bad: {model.lora.targets: [wq]}}\n")
+    with pytest.raises(UserError, match=r"^arm bad: model\.lora\.targets: no linear layer is called wq"):
+        describe(load_recipe(str(recipe), ()), tmp_path / "run")
+
+
 def test_more_cards_are_offered_with_states_that_can_be_cut(tmp_path: Path) -> None:
     words = ("--optim.states", "8bit", "--model.masters", "stochastic")
     said = describe(recipe_of("ivgr", *SCENES, *words), tmp_path / "run")

@@ -155,6 +155,13 @@ def test_a_checkpoint_holds_the_adapter_and_the_name_of_its_base(
     assert torch.equal(fresh.module(batch).logprobs, again.module(batch).logprobs)
 
 
+def test_an_adapter_that_peft_saved_for_use_is_trained_on(policy: Policy, tmp_path: Path) -> None:
+    save_policy(adapted(policy), tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "inference_mode": True}))
+    assert trained(load_policy(tmp_path)).keys() == trained(adapted(policy)).keys()
+
+
 def test_peft_itself_loads_the_checkpoint(policy: Policy, tmp_path: Path) -> None:
     import warnings
 

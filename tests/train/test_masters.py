@@ -11,6 +11,7 @@ from sightline.config import Optim
 from sightline.errors import UserError
 from sightline.policy.load import load_policy
 from sightline.train.learner import Learner
+from sightline.train.masters import MasterWeights
 from stock import groups_of, make_method
 
 TINY = Optim(lr=1e-6, clip_norm=1e6)
@@ -52,6 +53,19 @@ def test_the_policy_holds_the_rounded_masters_and_a_resume_keeps_both(checkpoint
         torch.equal(a, b)
         for a, b in zip(learner.optimiser.weights.masters, again.optimiser.weights.masters, strict=True)
     )
+
+
+def test_gradients_of_micro_batches_add_up_in_fp32() -> None:
+    """A sum in bfloat16 would stop at 256."""
+    parameter = torch.nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
+    weights = MasterWeights([parameter])
+    for _ in range(300):
+        parameter.grad = torch.ones_like(parameter)
+        weights.collect()
+        assert parameter.grad is None
+    [master] = weights.masters
+    assert master.grad is not None
+    assert master.grad.tolist() == [300.0] * 3
 
 
 def test_float32_is_its_own_master_and_float16_is_refused(checkpoints: dict[str, Path]) -> None:

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sightline.errors import UserError
+
 if TYPE_CHECKING:
     from sightline.config import Recipe
     from sightline.policy.memory import Component, Memory, Setup
@@ -30,7 +32,10 @@ def describe(recipe: Recipe, folder: Path) -> str:
     for name, one in (recipe.arm_recipes() or {"": recipe}).items():
         arm = f"arm {name}: " if name else ""
         lines.append(f"{arm}{one.method['name']} on {one.model.name}, {one.train.steps} steps")
-        lines += [f"  {title:<11} {said}" for title, said in _cost(one)]
+        try:
+            lines += [f"  {title:<11} {said}" for title, said in _cost(one)]
+        except UserError as error:
+            raise UserError(error.what, where=f"{arm}{error.where}", hint=error.hint) from error
     return "\n".join([*lines, "nothing was written"])
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sightline.config.sections import Lora
 from sightline.errors import UserError
+from sightline.policy.hub import checkpoint_folder
 from sightline.policy.processors import read_json
 
 __all__ = ["adapter_settings", "base_folder", "check_same"]
 
+T = TypeVar("T", Path, Path | None)
 SHAPE = ("rank", "alpha", "dora", "quantise")
 
 
@@ -43,16 +45,19 @@ def adapter_settings(folder: Path, linear: Collection[str] = ()) -> Lora | None:
         raise UserError(f"the adapter cannot be read: {' '.join(str(error).split())}", where=str(path)) from error
 
 
-def base_folder(name: str, folder: Path) -> Path:
+def base_folder(name: str, folder: Path, find: Callable[[str], T] = checkpoint_folder) -> T:
     """The folder of the base that the adapter in a folder names.
+
+    Args:
+        name: of the base.
+        folder: of the adapter.
+        find: leads from a name to a folder.
 
     Raises:
         UserError: there is none.
     """
-    from sightline.policy.hub import checkpoint_folder
-
     try:
-        return checkpoint_folder(name)
+        return find(name)
     except UserError as error:
         raise UserError(
             f"the base of this adapter, {name}, is not to be had: {error.what}",

@@ -143,12 +143,13 @@ def _folder(name: str) -> Path | None:
 
 def _base(folder: Path) -> Path:
     """The folder itself, or that of the base of the adapter in it."""
+    from sightline.policy.adapted import base_folder
     from sightline.policy.load import adapter_base
 
     base = adapter_base(folder)
     if base is None:
         return folder
-    found = _folder(base)
+    found = base_folder(base, folder, _folder)
     if found is None:
         raise UserError(f"the base of the adapter, {base}, is not here", where=str(folder),
                         hint=f"hf download {base}")  # fmt: skip
