@@ -13,6 +13,6 @@ from sightline.policy.load import Policy
 @pytest.fixture
 def stage(policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     """Servers without pauses between attempts, all ended with the test."""
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+    monkeypatch.setattr("sightline.sampling.server_client.PAUSE", 0.01)
     with ExitStack() as stack:
         yield Stage(twin(policy), tmp_path, stack)

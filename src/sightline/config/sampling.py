@@ -22,9 +22,12 @@ class Server(Section):
         description="how a server is asked: tokens takes token ids with images (every turn), chat renders the prompt "
         "itself (one turn only); auto: tokens where the server offers it",
     )
-    timeout: float = Field(default=600.0, gt=0, le=86400, description="seconds per attempt of a request")
+    timeout: float = Field(default=600.0, gt=0, le=86400, description="seconds in which a request is answered")
     retries: int = Field(
-        default=3, ge=0, le=20, description="further attempts, with growing pauses, before a server counts as dead"
+        default=3,
+        ge=0,
+        le=20,
+        description="further attempts after an error, with growing pauses, before a server counts as dead",
     )
     concurrency: int = Field(default=64, ge=1, le=4096, description="requests in flight per server")
     refresh: Literal["auto", "folder", "lora", "transfer", "none"] = Field(

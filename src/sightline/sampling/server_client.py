@@ -6,6 +6,8 @@ request that it refuses would be refused by all of them: that is the user's to m
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Mapping
 from http import HTTPStatus
 from importlib.util import find_spec
@@ -15,9 +17,12 @@ from typing import TYPE_CHECKING, Any
 from sightline.errors import SightlineError, UserError
 
 if TYPE_CHECKING:
-    from openai import OpenAI
+    from openai import APIStatusError, OpenAI
 
 __all__ = ["ServerClient", "ServerDown", "read_key"]
+
+PAUSE, LONGEST_PAUSE = 0.5, 8.0
+"""Seconds between the first attempts, which double, and at most."""
 
 _PASSING = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS)
 """Refusals that are tried again, and that count as failures of the server where they stay."""
@@ -32,8 +37,8 @@ class ServerClient:
 
     Args:
         url: address without a path.
-        timeout: seconds per attempt.
-        retries: further attempts after a connection error, a time-out or a server error.
+        timeout: seconds in which a request is answered.
+        retries: further attempts after a connection error or a server error.
         key: API key; empty for servers without one.
 
     Raises:
@@ -44,7 +49,8 @@ class ServerClient:
         if find_spec("openai") is None:
             raise UserError("sampling on servers needs the openai package", hint="pip install 'sightline[server]'")
         self.url = url.rstrip("/")
-        self._settings = {"base_url": self.url, "api_key": key or "none", "timeout": timeout, "max_retries": retries}
+        self.timeout, self.retries, self._key = timeout, retries, key or "none"
+        self._lock = threading.Lock()
         self._client: OpenAI | None = None
 
     def get(self, path: str, *, timeout: float | None = None, retries: int | None = None) -> Any:
@@ -73,38 +79,55 @@ class ServerClient:
 
     def close(self) -> None:
         """Ends the connections; the next request opens new ones."""
-        if self._client is not None:
-            self._client.close()
-            self._client = None
+        with self._lock:
+            if self._client is not None:
+                self._client.close()
+                self._client = None
 
     def _send(
         self, verb: str, path: str, sent: dict[str, Any], timeout: float | None, retries: int | None
     ) -> Any:  # fmt: skip
-        from openai import APIConnectionError, APIStatusError, APITimeoutError, OpenAI
+        from openai import APIConnectionError, APIStatusError, APITimeoutError
 
-        if self._client is None:
-            self._client = OpenAI(**self._settings)
-        client = self._client if retries is None else self._client.with_options(max_retries=retries)
-        options: Any = {} if timeout is None else {"timeout": timeout}
-        try:
-            return getattr(client, verb)(path, cast_to=object, options=options, **sent)
-        except APITimeoutError:
-            attempts = 1 + (self._settings["max_retries"] if retries is None else retries)
-            seconds = self._settings["timeout"] if timeout is None else timeout
-            raise ServerDown(f"no reply within {seconds:g} s, {attempts} times") from None
-        except APIConnectionError as error:
-            raise ServerDown(f"no connection: {error.__cause__ or error}") from None
-        except APIStatusError as error:
-            said = _message(error.body) or error.message
-            if error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR or error.status_code in _PASSING:
-                raise ServerDown(f"{path} answered {error.status_code}: {said}") from None
-            raise UserError(
-                f"{path} answered {error.status_code}: {said}",
-                where=self.url,
-                hint=_hint(error.status_code, path, said),
-            ) from None
-        except ValueError as error:  # a body that calls itself JSON and is none
-            raise ServerDown(f"{path} answered with something that is not JSON: {error}") from None
+        seconds = self.timeout if timeout is None else timeout
+        left = self.retries if retries is None else retries
+        pause = PAUSE
+        while True:
+            try:
+                return getattr(self._opened(), verb)(path, cast_to=object, options={"timeout": seconds}, **sent)
+            except APITimeoutError:  # not tried again: whoever is silent for so long will be silent once more
+                raise ServerDown(f"no reply within {seconds:g} s") from None
+            except APIConnectionError as error:
+                down = ServerDown(f"no connection: {error.__cause__ or error}")
+            except APIStatusError as error:
+                down = self._refused(error, path)
+            except ValueError as error:  # a body that calls itself JSON and is none
+                raise ServerDown(f"{path} answered with something that is not JSON: {error}") from None
+            if not left:
+                raise down from None
+            time.sleep(pause)
+            left, pause = left - 1, min(2 * pause, LONGEST_PAUSE)
+
+    def _opened(self) -> OpenAI:
+        from openai import OpenAI
+
+        with self._lock:
+            if self._client is None:
+                self._client = OpenAI(base_url=self.url, api_key=self._key, max_retries=0)
+            return self._client
+
+    def _refused(self, error: APIStatusError, path: str) -> ServerDown:
+        """The failure of the server that a status stands for.
+
+        Raises:
+            UserError: it is the request's.
+        """
+        said = _message(error.body) or error.message
+        if error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR or error.status_code in _PASSING:
+            return ServerDown(f"{path} answered {error.status_code}: {said}")
+        raise UserError(
+            f"{path} answered {error.status_code}: {said}", where=self.url, hint=_hint(error.status_code, path, said)
+        ) from None
 
 
 def read_key(path: str) -> str:
