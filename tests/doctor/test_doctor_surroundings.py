@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,8 @@ def test_a_broken_row_fails(tmp_path: Path, row: dict, said: str) -> None:
     assert found.level == "fail"
     assert said in " ".join(found.details)
     assert found.command == f"sightline data check {file.name}"
+    named = replace(file, image_root=str(tmp_path))
+    assert data_probe([named]).command == f"sightline data check {file.name} --image-root {tmp_path}"
 
 
 def test_an_id_that_returns_behind_the_sample_is_found(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def data_probe(
     seen = ", ".join(one.said for one in checked)
     values = {"errors": len(errors), "warnings": len(warnings), "rows": sum(one.rows for one in checked)}
     bad = next((one.file for one in checked if one.errors or one.warnings), files[0])
-    command = f"sightline data check {bad.name}" + (f" --reader {bad.reader}" if bad.reader != "ours" else "")
+    command = _command(bad)
     if errors:
         return Finding(
             level="fail", what=f"{len(errors)} errors in {seen}: {errors[0]}", command=command,
@@ -71,6 +72,14 @@ def data_probe(
         )  # fmt: skip
     return Finding(level="pass", what=seen, values=values,
                    meaning="boxes lie inside their images, answers score full marks, no id occurs twice")  # fmt: skip
+
+
+def _command(file: DataFile) -> str:
+    """What checks the file as the run reads it."""
+    reader = None if file.reader == "ours" else file.reader
+    options = {"--reader": reader, "--image-root": file.image_root, "--frame": file.frame}
+    given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
+    return shlex.join(["sightline", "data", "check", file.name, *given])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,5 +40,5 @@ def device_named(name: str | torch.device) -> torch.device:
     if device.type not in there:
         raise UserError(f"device {str(name)!r} is not supported", where="device", hint=DEVICES)
     if (device.index or 0) >= there[device.type]:
-        raise UserError(f"device {str(name)!r} is not there on this machine", where="device", hint="e.g. cpu")
+        raise UserError(f"device {str(name)!r} is not there on this machine", where="device", hint="cpu always is")
     return device
