@@ -83,7 +83,7 @@ def device_probe(device: str, dtype: str, threads: int) -> Finding:
         said = f"{target}: {card.name}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free, {dtype}"
         if dtype == "bfloat16" and not torch.cuda.is_bf16_supported():
             return Finding(level="fail", what=f"{said}: this card does not compute in bfloat16", values=values,
-                           meaning="the update would be emulated or fail", command="--model.dtype float16")  # fmt: skip
+                           meaning="the update would be emulated or fail", command="--model.dtype float32")  # fmt: skip
         if free < 0.9 * total:
             return Finding(level="warn", what=said, values=values, command="nvidia-smi",
                            meaning="something else holds memory of this card")  # fmt: skip
