@@ -87,7 +87,7 @@ REFUSING = {
     "short echo": (edited(lambda reply: reply["prompt_token_ids"].pop()), r"it has nothing, we have \d+"),
     "no echo": (edited(lambda reply: reply.pop("prompt_token_ids")), "does not say which prompt ids it read"),
     "no log-probs": (edited(lambda reply: reply["choices"][0].update(logprobs=None)), "recorded no log-probs"),
-    "other end": (edited(lambda reply: _write(reply, -1, 65, "stop")), "ended a turn with id 65 for reason 'stop'"),
+    "other end": (edited(lambda reply: _write(reply, -1, 65, "stop")), "ended with id 65, for reason 'stop'"),
     "cut": (edited(lambda reply: _cut(reply)), r"cut a reply at 1 of 8 tokens.*--max-model-len"),
     "400": (failing(400), "answered 400: broken on purpose"),
     "long": (failing(400, "longer than the maximum model length of 9216"), r"raise its --max-model-len"),
@@ -120,6 +120,24 @@ def test_what_every_server_would_do_wrong_ends_the_run(stage: Stage, name: str) 
     fake.fault = generating(fault, after=0)
     with pytest.raises(UserError, match=why):
         ask(sampler)
+
+
+@ONE_FAMILY
+@pytest.mark.parametrize(("at", "why"), [(-1, r"ended with id \d+, for reason 'length'"), (0, r"went on after id \d+")])
+def test_a_turn_ends_with_its_end_and_nowhere_else(stage: Stage, at: int, why: str) -> None:
+    fake = stage.serve()
+    sampler = stage.sampler()
+    sampler.refresh(stage.policy)
+
+    def change(reply: Any) -> None:
+        for choice in reply["choices"]:
+            if len(choice["token_ids"]) > 1 and (at == 0 or choice["finish_reason"] == "length"):
+                entry = choice["logprobs"]["content"][at]
+                choice["token_ids"][at] = entry["token_id"] = stage.policy.eos[0]
+
+    fake.fault = generating(edited(change), after=0)
+    with pytest.raises(UserError, match=why):
+        ask(sampler, n=8)
 
 
 @ONE_FAMILY

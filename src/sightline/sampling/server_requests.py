@@ -167,9 +167,13 @@ def _read(choice: Mapping[str, Any], asked: Asked, policy: Policy) -> Reply:
     finish = choice.get("finish_reason")
     if finish not in ("stop", "length"):
         raise ServerDown(f"a reply ended by {finish!r}")
-    if (finish == "stop") != (ids[-1] in policy.eos):
+    ends = [at for at, i in enumerate(ids) if i in policy.eos]
+    if ends != ([len(ids) - 1] if finish == "stop" else []):
+        wrong = (
+            f"went on after id {ids[ends[0]]}" if ends[:1] and ends[0] < len(ids) - 1 else f"ended with id {ids[-1]}"
+        )
         raise UserError(
-            f"the server ended a turn with id {ids[-1]} for reason {finish!r}; turns end with "
+            f"a turn of the server {wrong}, for reason {finish!r}; turns end with the first of "
             f"{', '.join(map(str, sorted(policy.eos)))}", where=asked.where, hint="serve the model that is trained",
         )  # fmt: skip
     if forbidden := sorted(set(ids) & set(policy.banned)):
