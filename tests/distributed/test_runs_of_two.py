@@ -20,12 +20,14 @@ import together
 from sightline.cli import main
 
 RECIPE = """
-method: {name: ivgr, streams: {grounded: {n: 4}, textual: {n: 4}}, objective: {kl: 0.01}}
+method: {name: ivgr, streams: {grounded: {n: 4}, textual: {n: 4}}, weights: {box: 0.0}, objective: {kl: 0.01}}
 model: {name: "embedded:qwen3_vl"}
 data: {train: "scenes:easy", validation: "scenes:easy", types: [mark], records_per_step: 5}
-sampling: {max_new_tokens: 48}
+sampling: {max_new_tokens: 48, temperature: 1.3}
 optim: {lr: 1.0e-4, inner_steps: 2}
-train: {steps: 2, seed: 5, checkpoint_every: 1, keep: 9, log_groups_every: 1, log_groups: 3, parallel: fsdp}
+train:
+  {steps: 2, seed: 5, checkpoint_every: 1, keep: 9, log_groups_every: 1, log_groups: 3, parallel: fsdp,
+   dynamic_sampling: {max_rounds: 1}}
 evaluation: {n: 3, modes: [textual, grounded]}
 judge: {kind: offline, lexicon: "sightline.scenes.lexicon:SCENES"}
 """
@@ -35,31 +37,30 @@ ANCHORED = """
 method:
   name: faithful_mr1
   streams: {textual: {n: 3}}
-  anchor: {steps: 2, lr: 2.0e-3, layers: [1, 2], attempts: 2}
+  anchor: {steps: 2, row_steps: 1, lr: 2.0e-3, layers: [1, 2], attempts: 2}
   cf: {kind: patch_blacken, prob: 0.6, patch: 8}
   score: {layers: [1, 2]}
 model: {name: "embedded:qwen3_vl"}
 data: {train: "scenes:easy", validation: "scenes:easy", types: [mark], records_per_step: 3}
 sampling: {max_new_tokens: 48}
 optim: {lr: 1.0e-4}
-train: {steps: 1, seed: 3, log_groups_every: 1, parallel: fsdp}
+train: {steps: 1, seed: 3, checkpoint_every: 1, keep: 9, log_groups_every: 1, parallel: fsdp}
 evaluation: {n: 2, modes: [textual], crops: {forced_prefix: "<Focus>\n"}, faithfulness: true}
 """
 
 
 def words(recipe: Path, out: Path, *more: str) -> list[str]:
-    return ["-m", "sightline", "train", str(recipe), "--out", str(out), *more]
+    return ["train", str(recipe), "--out", str(out), *more]
 
 
 def alone(*options: Any) -> None:
-    assert main(words(*options)[2:]) == 0
+    assert main(words(*options)) == 0
 
 
-def as_two(*options: Any) -> None:
-    started = together.start(words(*options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    said = [process.communicate(timeout=300)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0], said
-    assert not said[1], "only the main process speaks"
+def as_two(recipe: Path, out: Path, *more: str) -> None:
+    with together.started(out.parent / f"{out.name}-said", together.command, words(recipe, out, *more)) as group:
+        assert group.wait() == [0, 0], group.words()
+        assert not group.words()[1], "only the main process speaks"
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +77,11 @@ def single(recipe: Path) -> Path:
     return recipe.parent / "one"
 
 
-def begun(whole: Path, out: Path) -> Path:
-    """What would be there had the run stopped after its first step."""
+def begun(whole: Path, out: Path, step: int = 1) -> Path:
+    """What would be there had the run stopped after its first step, or later."""
     shutil.copytree(whole, out)
-    shutil.rmtree(out / "checkpoints" / "step-000002")
+    for later in sorted((out / "checkpoints").glob("step-*"))[step:]:
+        shutil.rmtree(later)
     return out
 
 
@@ -111,7 +113,7 @@ def assert_close(a: Any, b: Any, path: str = "") -> None:
 
 
 def assert_same_run(one: Path, two: Path, *, last: str = "step-000002", atol: float = 2e-6) -> None:
-    a, b = (load_file(run / "checkpoints" / last / "model.safetensors") for run in (one, two))
+    a, b = (load_file(next((run / "checkpoints" / last).glob("*model.safetensors"))) for run in (one, two))
     assert a.keys() == b.keys()
     for name in a:
         torch.testing.assert_close(a[name], b[name], atol=atol, rtol=0)  # each step moves weights by lr, here 1e-4
@@ -122,16 +124,18 @@ def assert_same_run(one: Path, two: Path, *, last: str = "step-000002", atol: fl
     assert_close(x["archive"], y["archive"])
 
 
-def assert_used_archive(run: Path) -> None:
+def assert_was_put_to_use(run: Path) -> None:
     x = json.loads((run / "checkpoints" / "step-000002" / "state.json").read_text())
     assert x["archive"]["references"], "nothing went into the archive, so nothing was tested"
+    rounds = [row["metrics"]["sample/rounds"] for row in lines(run / "events.jsonl") if "metrics" in row]
+    assert max(rounds) == 2, "no group was flat, so none was replaced"
 
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_run(recipe: Path, single: Path, tmp_path: Path) -> None:
     as_two(recipe, tmp_path / "two")
     assert_same_run(single, tmp_path / "two")
-    assert_used_archive(single)
+    assert_was_put_to_use(single)
     assert (tmp_path / "two" / "checkpoints" / "step-000001" / "optimizer").is_dir()
     alone(recipe, begun(tmp_path / "two", tmp_path / "later-one"))
     assert_same_run(single, tmp_path / "later-one")
@@ -153,16 +157,42 @@ def test_stages_probes_and_anchoring_run_alike(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_run_with_one_line(recipe: Path, tmp_path: Path) -> None:
+def test_an_adapter_on_shares_is_saved_and_continued(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    recipe, adapter = tmp_path / "anchored.yaml", ("--model.lora.rank", "4")
+    recipe.write_text(ANCHORED.replace(", faithfulness: true", ""))
+    alone(recipe, tmp_path / "one", *adapter)
+    as_two(recipe, tmp_path / "two", *adapter)
+    assert_same_run(tmp_path / "one", tmp_path / "two", last="step-000003", atol=2e-5)
+    names = {path.name for path in (tmp_path / "two" / "checkpoints" / "step-000002").iterdir()}
+    assert {"adapter_model.safetensors", "token_rows.safetensors", "optimizer"} <= names
+    assert not {"model.safetensors", "optimizer.pt"} & names
+    alone(recipe, begun(tmp_path / "two", tmp_path / "later-one", 2), *adapter)
+    assert_same_run(tmp_path / "one", tmp_path / "later-one", last="step-000003", atol=2e-5)
+    as_two(recipe, begun(tmp_path / "one", tmp_path / "later-two", 2), *adapter)
+    assert_same_run(tmp_path / "one", tmp_path / "later-two", last="step-000003", atol=2e-5)
+
+
+ARMS = """
+arms:
+  short: {train: {steps: 1, checkpoint_every: 0}}
+  long: {train: {steps: 100, evaluate_every: 0}}
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_run_with_one_line(tmp_path: Path) -> None:
+    """The real launcher, and a recipe with arms, which are trained in turn: it is killed in the second."""
+    (tmp_path / "arms.yaml").write_text(RECIPE + ARMS)
     out = tmp_path / "killed"
     launcher = subprocess.Popen(
-        [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2",
-         *words(recipe, out, "--train.steps", "100", "--train.evaluate-every", "0")],
+        [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2", "-m", "sightline",
+         *words(tmp_path / "arms.yaml", out)],
         env=together.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 120
-        while not (out / "events.jsonl").exists():
+        while not (out / "arms" / "long" / "events.jsonl").exists():
             assert launcher.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -174,6 +204,8 @@ def test_a_killed_process_ends_the_run_with_one_line(recipe: Path, tmp_path: Pat
     said = [line for line in told.splitlines() if line.startswith("error:")]
     assert said == [said[0]], told
     assert "a process of this run is gone" in said[0]
+    assert (out / "arms" / "short" / "checkpoints" / "step-000001" / "optimizer").is_dir()
+    assert not (out / "arms" / "long" / "checkpoints" / "step-000100").exists()
 
 
 def process_of_rank(launcher: int, rank: int) -> int:
@@ -188,29 +220,41 @@ def process_of_rank(launcher: int, rank: int) -> int:
 
 
 BROKEN = """
+import time
+
 from sightline.errors import UserError
 from sightline.methods.grpo import GRPO
 
 class Broken(GRPO):
     def score(self, group, context):
         if group.record.id == BAD:
-            raise UserError("this record cannot be scored", where=group.record.id)
+            FAILS
         return super().score(group, context)
 """
 
 
-@pytest.mark.slow
-def test_an_error_in_one_process_is_told_once(tmp_path: Path) -> None:
+def told_by(folder: Path, fails: str, *more: str) -> list[str]:
+    """The lines of error of a run in which scoring fails for a record of the second process."""
     from sightline.data import open_source
 
-    bad = open_source("scenes:easy", split="train", seed=5, types=("mark",)).at(1).id  # the other process's
-    (tmp_path / "broken.py").write_text(BROKEN.replace("BAD", repr(bad)))
-    (tmp_path / "broken.yaml").write_text(RECIPE.split("\n", 2)[2] + 'method: {name: "broken:Broken"}\n')
-    started = together.start(
-        words(tmp_path / "broken.yaml", tmp_path / "out", "--evaluation.n", "1"), cwd=tmp_path, text=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    told = "".join(process.communicate(timeout=120)[1] for process in started)
-    assert all(process.returncode for process in started)
-    said = [line for line in told.splitlines() if line.startswith("error:")]
-    assert said == [f"error: {bad}: this record cannot be scored"], told
+    bad = open_source("scenes:easy", split="train", seed=5, types=("mark",)).at(1).id
+    (folder / "broken.py").write_text(BROKEN.replace("BAD", repr(bad)).replace("FAILS", fails))
+    (folder / "broken.yaml").write_text(RECIPE.split("\n", 2)[2] + 'method: {name: "broken:Broken"}\n')
+    given = words(folder / "broken.yaml", folder / "out", "--evaluation.n", "1", *more)
+    with together.started(folder, together.command, given) as group:
+        group.processes[0].join(60)
+        assert group.processes[0].exitcode not in (None, 0)
+        return [line for text in group.words() for line in text.splitlines() if line.startswith("error:")]
+
+
+@pytest.mark.slow
+def test_an_error_in_one_process_is_told_once(tmp_path: Path) -> None:
+    said = told_by(tmp_path, 'raise UserError("this record cannot be scored", where="here")')
+    assert said == ["error: here: this record cannot be scored"]
+
+
+@pytest.mark.slow
+def test_nobody_waits_for_a_stuck_process_for_ever(tmp_path: Path) -> None:
+    said = told_by(tmp_path, "time.sleep(600)", "--train.timeout", "5")
+    assert len(said) == 1
+    assert "a process of this run is gone" in said[0]

@@ -329,14 +329,15 @@ def sample(run: Run, records: Sequence[Record]) -> list[Rollout]:
     by_settings: dict[SamplingSettings, list[int]] = {}
     for i, (_, stream) in enumerate(asked):
         by_settings.setdefault(_settings(run, stream), []).append(i)
-    for settings, index in by_settings.items():
-        streams = [asked[i][1] for i in index]
-        shown = [shown_prompt(run, *asked[i]) for i in index]
-        requests = [Request(p, stream.branches, stream.turns) for p, stream in zip(shown, streams, strict=True)]
-        with whole(run.policy) if run.recipe.sampling.server is None else nullcontext():
+    # entered once by every process, also by one without records or with other settings than the rest
+    with whole(run.policy) if run.recipe.sampling.server is None else nullcontext():
+        for settings, index in by_settings.items():
+            streams = [asked[i][1] for i in index]
+            shown = [shown_prompt(run, *asked[i]) for i in index]
+            requests = [Request(p, stream.branches, stream.turns) for p, stream in zip(shown, streams, strict=True)]
             sampled = run.sampler.sample(requests, settings, seed=run.recipe.train.seed, step=run.step)
-        for i, group in zip(index, sampled, strict=True):
-            rollouts[i] = group
+            for i, group in zip(index, sampled, strict=True):
+                rollouts[i] = group
     return [rollout for group in rollouts for rollout in group]
 
 

@@ -41,7 +41,7 @@ def write_shards(folder: Path, tensors: Mapping[str, Any], world: World) -> None
 
     # of what all have whole, such as the generator, the main process's is kept
     planner = DefaultSavePlanner(dedup_save_to_lowest_rank=True)
-    with _failing_in_a_line(folder):
+    with _failing_in_a_line():
         save(_flat(tensors), checkpoint_id=folder, planner=planner, process_group=world.group)
 
 
@@ -70,14 +70,14 @@ def read_shards(folder: Path, like: Like, world: World) -> dict[str, Any]:
             wanted[name] = torch.empty(saved.size, dtype=dtype)
         else:
             wanted[name] = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
-    with warnings.catch_warnings(), _failing_in_a_line(folder):
+    with warnings.catch_warnings(), _failing_in_a_line():
         warnings.simplefilter("ignore")  # one process reads alone, which is meant
         load(wanted, checkpoint_id=folder, process_group=world.group, no_dist=world.size == 1)
     return _nested(wanted)
 
 
 @contextmanager
-def _failing_in_a_line(folder: Path) -> Iterator[None]:
+def _failing_in_a_line() -> Iterator[None]:
     """torch gathers what went wrong in every process into an exception that no handler of `Exception` sees."""
     from torch.distributed.checkpoint.api import CheckpointException
 
