@@ -68,7 +68,8 @@ def test_fused_log_probs_equal_the_plain_ones(dtype: torch.dtype) -> None:
         want, other = TokenLogprobs.apply((plain.float() + bias) / 0.7, target, True)
         want.backward(grad)
         torch.testing.assert_close(found, want, atol=2e-5, rtol=1e-5)
-        torch.testing.assert_close(entropy, other, atol=2e-5, rtol=1e-4)
+        # near zero it is the difference of two sums of about 17, over 4,001 terms, in fp32
+        torch.testing.assert_close(entropy, other, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(z.grad, plain.grad, atol=1e-5 if dtype == torch.float32 else 2e-2, rtol=2e-2)
 
 
