@@ -6,7 +6,7 @@ where none is left the matrix grows, to a multiple of 64. Resizing it to the tok
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -112,10 +112,12 @@ def _grow(policy: Policy, new: int) -> None:
 
 def _matrices(policy: Policy) -> list[Tensor]:
     """Input embeddings, and output rows where they are not the same tensor."""
-    found: dict[int, Any] = {}
-    for layer in (policy.model.get_input_embeddings(), policy.model.get_output_embeddings()):
-        found.setdefault(layer.weight.data_ptr(), layer.weight)
-    return list(found.values())
+    embedded, written = (
+        layer.weight for layer in (policy.model.get_input_embeddings(), policy.model.get_output_embeddings())
+    )
+    # shares of sharded matrices have no address of their own
+    is_tied = embedded is written or 0 != embedded.data_ptr() == written.data_ptr()
+    return [embedded] if is_tied else [embedded, written]
 
 
 def _ban(policy: Policy, token: int, *, is_written: bool) -> None:
