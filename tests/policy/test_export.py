@@ -32,12 +32,14 @@ def folder(tmp_path: Path) -> Path:
 
 def with_adapter(checkpoint: Path, **settings: Any) -> Policy:
     """A policy whose adapter does something: B of a new one is zero."""
-    policy = load_policy(checkpoint, lora=Lora(rank=4, **settings))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # A starts at random
+        policy = load_policy(checkpoint, lora=Lora(rank=4, **settings))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in policy.model.named_parameters():
             if "lora_B" in name:
-                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+                parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
     return policy
 
 
