@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
-from sightline.credit.weights import normalised_weights
+from sides import weighted
 from sightline.methods.grpo import GRPO, GRPOConfig
 from sightline.policy.batch import Batch, collate
 from sightline.policy.flops import padded_work, tree_work
@@ -21,18 +20,9 @@ from sightline.types import Group
 if TYPE_CHECKING:
     from sightline.policy.load import Policy
 
-__all__ = ["PaddedSide", "TRLSide", "TreeSide", "weighted"]
+__all__ = ["PaddedSide", "TRLSide", "TreeSide"]
 
 Kind = Literal["none", "one_row", "rows", "masses"]
-
-
-def weighted(groups: Sequence[Group]) -> list[Group]:
-    """Credit whose weights make the loss the mean over all tokens."""
-    weights = normalised_weights(groups, "token")
-    return [
-        replace(g, credits=tuple(replace(c, weight=w) for c, w in zip(g.credits, ws, strict=True)))
-        for g, ws in zip(groups, weights, strict=True)
-    ]
 
 
 class TreeSide:
