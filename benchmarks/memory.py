@@ -69,7 +69,7 @@ def _stock_update(policy: Policy, groups: Sequence[Group]) -> None:
     """The library's own call on a padded batch, and a log-softmax over everything it returns."""
     import torch
 
-    from gpu_sides import weighted
+    from sides import weighted
     from sightline.methods.grpo import GRPO, GRPOConfig
     from sightline.policy.batch import collate
     from sightline.policy.forward import Outputs
