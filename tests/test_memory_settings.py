@@ -54,6 +54,10 @@ def test_impossible_combinations_say_why(words: tuple[str, ...], said: str) -> N
 
 
 def test_possible_combinations_load() -> None:
-    load(*BF16, "--model.masters", "stochastic", "--optim.states", "8bit", "--train.parallel", "ddp")
-    load(*BF16, "--model.lora.quantise", "nf4", "--model.lora.dora", "true", "--optim.states", "8bit")
-    load("--model.train_vision", "false", "--model.reference", "cpu", "--train.parallel", "fsdp")
+    small = load(*BF16, "--model.masters", "stochastic", "--optim.states", "8bit", "--train.parallel", "ddp")
+    assert (small.model.masters, small.optim.states, small.train.parallel) == ("stochastic", "8bit", "ddp")
+    codes = load(*BF16, "--model.lora.quantise", "nf4", "--model.lora.dora", "true", "--optim.states", "8bit")
+    assert codes.model.lora is not None
+    assert (codes.model.lora.quantise, codes.model.lora.dora) == ("nf4", True)
+    frozen = load("--model.train_vision", "false", "--model.reference", "cpu", "--train.parallel", "fsdp")
+    assert (frozen.model.train_vision, frozen.model.reference) == (False, "cpu")

@@ -123,7 +123,8 @@ def logprobs(
     s = _scores(z, bias, temperature)
     total = torch.logsumexp(s, -1)
     chosen = s.gather(-1, target[:, None])[:, 0]
-    entropy = total - (torch.exp(s - total[:, None]) * s).sum(-1) if entropies else total.new_empty(0)
+    log_p = s - total[:, None]
+    entropy = -(torch.exp(log_p) * log_p).sum(-1) if entropies else total.new_empty(0)
     return chosen - total, total, entropy
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -82,4 +83,7 @@ def test_every_remedy_is_a_key_of_the_recipe() -> None:
 
     for change in REMEDIES:
         words = change if "lora.quantise" not in change[0] else ("--model.lora.rank", "32", *change)
-        load_recipe("grpo", ["--model.dtype", "bfloat16", *words])
+        value: Any = load_recipe("grpo", ["--model.dtype", "bfloat16", *words])
+        for key in words[-2].removeprefix("--").split("."):
+            value = getattr(value, key)
+        assert str(value).lower() == words[-1]

@@ -3,7 +3,7 @@
 The plain route (`TokenLogprobs`) writes fp32 logits, adds the bans, divides by the temperature and takes a softmax, a
 dozen passes over rows x vocabulary numbers. Here fp32 lives in registers only:
 
-    s = (z + bias) / temperature,  l = log sum exp s,  log p = s[target] - l,  H = l - sum exp(s - l) s
+    s = (z + bias) / temperature,  l = log sum exp s,  log p = s[target] - l,  H = -sum exp(s - l) (s - l)
     dz = g (onehot(target) - exp(s - l)) / temperature.
 """
 
